@@ -1,0 +1,1 @@
+"""Engines behind one asynchronous protocol; each file here knows one of them."""

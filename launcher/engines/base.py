@@ -1,0 +1,93 @@
+"""What the runner asks of any engine, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from launcher.plan.types import Cut, Sampling
+
+__all__ = ["Capabilities", "Completion", "Engine", "EngineSetup", "Request"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSetup:
+    """What an engine is built from.
+
+    Attributes
+    ----------
+    model_path
+        Directory of the checkpoint; None for engines that need none.
+    options
+        The job's ``engine_options``, as written.
+    threads
+        CPU threads this replica may use: its share of the cores it may run on.
+    """
+
+    model_path: str | None
+    cut: Cut
+    options: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One row as the engine gets it: exactly one of ``text`` and ``messages`` is set.
+
+    ``messages`` go through the model's chat template; ``text`` is sent as it is.
+    """
+
+    id: str
+    sampling: Sampling
+    text: str | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """The answer to one request. ``finish_reason`` is ``stop`` or ``length``."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a started engine can do.
+
+    Attributes
+    ----------
+    max_in_flight
+        Requests worth handing over at once: enough to keep it busy, no more.
+    chat_template
+        Whether it can turn ``messages`` into a prompt.
+    max_seq_len
+        Prompt and new tokens together, or None where there is no limit.
+    """
+
+    max_in_flight: int
+    chat_template: bool
+    max_seq_len: int | None = None
+
+
+class Engine(Protocol):
+    """One replica of a model.
+
+    `generate` may be called up to ``capabilities.max_in_flight`` times at once. It raises
+    `launcher.errors.RowError` when this one row cannot be answered, and
+    `launcher.errors.RunError` when the engine is dead: nothing more will come from it.
+    """
+
+    async def start(self) -> Capabilities: ...
+
+    async def generate(self, request: Request) -> Completion: ...
+
+    async def abort(self, request_id: str) -> None:
+        """Give up a request; its `generate` raises `RowError` with code ``cancelled``."""
+
+    def stats(self) -> Mapping[str, float]: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,279 @@
+"""What a run is (`RunIdentity`, ``run.json``) and how it is done (`Plan`, ``plans/NNNN.json``).
+
+Standard library only: the same classes are read in the job, under whatever Python the image
+has. ``to_json`` gives plain data; ``from_json`` refuses anything that does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "Allocation",
+    "Cut",
+    "InputFile",
+    "Launcher",
+    "Layout",
+    "ModelRef",
+    "Placement",
+    "Plan",
+    "PromptSpec",
+    "RunIdentity",
+    "Sampling",
+    "Step",
+    "StepKind",
+    "UnitGrid",
+    "WorkRuntime",
+]
+
+StepKind = Literal["single", "leader", "spmd"]
+Launcher = Literal["srun", "mpirun", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn for one row. ``temperature`` 0 is greedy, ``top_k`` 0 keeps all."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSpec:
+    """How a row becomes a prompt: one text template, chat turns, or the row's own fields."""
+
+    prompt: str | None = None
+    messages: tuple[tuple[str, str], ...] = ()
+    chat: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFile:
+    """One file of the frozen manifest. ``path`` is absolute."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitGrid:
+    """The cut of the input's ``total_bytes`` into units; see `launcher.plan.grid`.
+
+    Units ``0 … head_units-1`` span ``unit_bytes`` each; the rest of the bytes, about the last
+    tenth, are cut into units of ``tail_bytes``.
+    """
+
+    total_bytes: int
+    unit_bytes: int
+    head_units: int
+    tail_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """The model of a run: its name, where it lies, and a digest of its content.
+
+    ``path`` and ``digest`` are None when it was planned from a built-in shape alone.
+    """
+
+    name: str
+    path: str | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunIdentity:
+    """Everything that decides what the outputs are. Two runs with equal ones are one run."""
+
+    schema: int = 1
+    name: str
+    model: ModelRef
+    inputs: tuple[InputFile, ...]
+    prompt: PromptSpec
+    sampling: Sampling
+    grid: UnitGrid
+    keep: tuple[str, ...] | Literal["all", "none"] = "none"
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunIdentity:
+        keep = data["keep"]
+        prompt = data["prompt"]
+        sampling = data["sampling"]
+        return cls(
+            schema=data["schema"],
+            name=data["name"],
+            model=ModelRef(**data["model"]),
+            inputs=tuple(InputFile(**entry) for entry in data["inputs"]),
+            prompt=PromptSpec(
+                prompt=prompt["prompt"],
+                messages=tuple((role, content) for role, content in prompt["messages"]),
+                chat=prompt["chat"],
+            ),
+            sampling=Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
+            grid=UnitGrid(**data["grid"]),
+            keep=keep if isinstance(keep, str) else tuple(keep),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How one replica is cut: ``tp * pp`` ranks, experts over ``ep`` of each ``tp`` group."""
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.pp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """One rank. ``node`` counts over all allocations; ``gpu`` is a position, or None on CPUs.
+
+    ``gpu`` is a position in the list of GPUs that the job sees on that node, not an id.
+    """
+
+    replica: int
+    rank: int
+    node: int
+    gpu: int | None
+    local_rank: int
+    tp_rank: int
+    pp_rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The one process start of a replica: ``nodes * tasks_per_node`` tasks of this kind."""
+
+    kind: StepKind
+    nodes: int
+    tasks_per_node: int
+
+    @property
+    def tasks(self) -> int:
+        return self.nodes * self.tasks_per_node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """What one Slurm job (array task) asks for; ``count`` of them are submitted.
+
+    Attributes
+    ----------
+    nodes, gpus_per_node
+        Asked for by each; ``gpus_per_node`` is 0 on CPU partitions.
+    replicas
+        How many replicas share one allocation (the last one may hold fewer).
+    whole_node
+        Every GPU of the node is asked for.
+    cpus_per_task
+        CPUs of each rank, or None where the site does not say how many a node has.
+    """
+
+    count: int
+    nodes: int
+    gpus_per_node: int
+    replicas: int
+    whole_node: bool
+    cpus_per_task: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where every rank of every replica goes, and what is asked of the scheduler for it."""
+
+    replicas: int
+    cut: Cut
+    allocation: Allocation
+    placements: tuple[Placement, ...]
+
+    def replica(self, number: int) -> tuple[Placement, ...]:
+        """The placements of one replica, by rank."""
+        size = self.cut.ranks
+        return self.placements[number * size : (number + 1) * size]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkRuntime:
+    """What the engine runs in on a compute node."""
+
+    python: str
+    image: str | None = None
+    container: Literal["pyxis", "apptainer", "none"] = "none"
+    mounts: tuple[str, ...] = ()
+    venv: str | None = None
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One decision how to do a run. Everything that the scripts and the runner need.
+
+    Attributes
+    ----------
+    directives
+        ``(option, value)`` pairs for ``#SBATCH`` lines; a value of None is a bare flag.
+    env
+        Exported to every rank, the site's first and the job's after it.
+    """
+
+    schema: int = 1
+    name: str
+    site: str
+    scheduler: Literal["slurm", "local"]
+    engine: str
+    model_path: str | None
+    layout: Layout
+    step: Step
+    launcher: Launcher
+    mpi: str | None
+    forced_binding: bool
+    runtime: WorkRuntime
+    directives: tuple[tuple[str, str | None], ...]
+    restart: Literal["requeue", "chain", "none"]
+    warn_before_s: int
+    attempts: int
+    max_bad_fraction: float
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        layout = data["layout"]
+        runtime = data["runtime"]
+        return cls(
+            **{
+                **data,
+                "layout": Layout(
+                    replicas=layout["replicas"],
+                    cut=Cut(**layout["cut"]),
+                    allocation=Allocation(**layout["allocation"]),
+                    placements=tuple(Placement(**entry) for entry in layout["placements"]),
+                ),
+                "step": Step(**data["step"]),
+                "runtime": WorkRuntime(
+                    **{
+                        **runtime,
+                        "mounts": tuple(runtime["mounts"]),
+                        "modules": tuple(runtime["modules"]),
+                    }
+                ),
+                "directives": tuple((option, value) for option, value in data["directives"]),
+            }
+        )

@@ -1,0 +1,1 @@
+"""In the job: one replica over its share of the units."""

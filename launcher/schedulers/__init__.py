@@ -1,0 +1,1 @@
+"""Where a rendered job meets a scheduler."""

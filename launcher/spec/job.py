@@ -1,0 +1,167 @@
+"""The job file: which model, over which data, cut how, on how much of which machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from launcher.spec.leaves import EnvName, Fraction, Name, NonNegative, Positive, Seconds
+
+__all__ = [
+    "EngineName",
+    "Input",
+    "JobSpec",
+    "Limits",
+    "Message",
+    "Output",
+    "Parallelism",
+    "Resources",
+    "Runtime",
+    "SamplingSpec",
+]
+
+EngineName = Literal["tensorrt-llm", "vllm", "transformers", "echo"]
+Text = Annotated[str, Meta(min_length=1)]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One turn of a chat prompt; ``content`` is a template over the row."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The data set and how a row of it becomes a prompt.
+
+    Attributes
+    ----------
+    path
+        A file, directory or glob, or a list of them, relative to the job file.
+    prompt, messages
+        A sandboxed Jinja2 template over the row's fields, as one text or as chat turns. With
+        neither, a row brings its own ``prompt``, ``messages`` or OpenAI ``body``.
+    chat
+        Whether the model's chat template is applied. ``false`` sends the bare prompt.
+    """
+
+    path: Text | list[Text]
+    prompt: Text | None = None
+    messages: list[Message] | None = None
+    chat: bool = True
+
+
+class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are drawn. An OpenAI batch line may override these for its row.
+
+    Attributes
+    ----------
+    max_tokens
+        Upper bound of new tokens for each row.
+    temperature
+        0 is greedy.
+    top_k
+        Keep the k likeliest tokens; 0 keeps all.
+    seed
+        Seed of the run; each row draws from its own seed derived from this one and its place
+        in the input, so that a row answered again after a crash gives the same text.
+    """
+
+    max_tokens: Positive = 512
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: NonNegative = 0
+    seed: NonNegative = 0
+    stop: list[Text] = []
+
+
+class Parallelism(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one replica is cut over GPUs; it spans ``tp * pp`` ranks.
+
+    Attributes
+    ----------
+    tp, pp
+        Tensor- and pipeline-parallel sizes.
+    ep
+        Expert-parallel size of a mixture-of-experts model. It divides ``tp``.
+    """
+
+    tp: Positive = 1
+    pp: Positive = 1
+    ep: Positive = 1
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the run lives.
+
+    Attributes
+    ----------
+    path
+        The run directory, relative to the job file.
+    keep
+        Which fields of an input row its output row repeats: ``all``, ``none`` or their names.
+    """
+
+    path: Text
+    keep: Literal["all", "none"] | list[Text] = "none"
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is asked of the scheduler."""
+
+    partition: Text | None = None
+    time: Seconds | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    reservation: Text | None = None
+    gpus_per_node: Positive | None = None
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the engine runs in: a container image, or a virtual environment and modules."""
+
+    image: Text | None = None
+    mounts: list[Text] = []
+    venv: Text | None = None
+    modules: list[Text] = []
+    python: Text | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a run gives up or leaves.
+
+    Attributes
+    ----------
+    max_bad_fraction
+        Share of error rows above which the run counts as failed (exit code 8).
+    warn_before
+        How long before the time limit the job starts to leave.
+    attempts
+        How often one job may be restarted.
+    """
+
+    max_bad_fraction: Fraction = 0.01
+    warn_before: Seconds = Seconds(300)
+    attempts: Positive = 20
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole job file."""
+
+    schema: Literal[1] = 1
+    name: Name
+    engine: EngineName = "tensorrt-llm"
+    model: Text
+    input: Input
+    sampling: SamplingSpec = SamplingSpec()
+    parallelism: Parallelism | Literal["auto"] = Parallelism()
+    replicas: Positive | Literal["auto"] = 1
+    output: Output
+    resources: Resources = Resources()
+    runtime: Runtime = Runtime()
+    limits: Limits = Limits()
+    engine_options: dict[str, Any] = {}
+    env: dict[EnvName, str] = {}
+    allow: list[Literal["tp-over-fabric"]] = []

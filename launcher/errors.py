@@ -145,7 +145,7 @@ class OutputError(HpcLlmError):
     exit_code = 8
 
 
-class Stopped(HpcLlmError):
+class Stopped(HpcLlmError):  # noqa: N818 - not an error: the run leaves on purpose
     """The run ended early on purpose and goes on with the next ``submit`` or ``resume``."""
 
     exit_code = 75

@@ -54,7 +54,7 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 80GB, 512MB or 60GiB")
     number, prefix, binary = match.groups()
-    base = 1024 if binary else 1000
+    base = 1024.0 if binary else 1000.0
     return round(float(number) * base ** _PREFIXES.get(prefix.lower(), 0))
 
 

@@ -121,7 +121,7 @@ class RunIdentity:
             ),
             sampling=Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
             grid=UnitGrid(**data["grid"]),
-            keep=keep if isinstance(keep, str) else tuple(keep),
+            keep=tuple(keep) if isinstance(keep, list) else keep,
         )
 
 
@@ -179,8 +179,8 @@ class Allocation:
         How many replicas share one allocation (the last one may hold fewer).
     whole_node
         Every GPU of the node is asked for.
-    cpus_per_task
-        CPUs of each rank, or None where the site does not say how many a node has.
+    cpus_per_rank
+        CPUs for each rank, or None where the site does not say how many a node has.
     """
 
     count: int
@@ -188,7 +188,7 @@ class Allocation:
     gpus_per_node: int
     replicas: int
     whole_node: bool
-    cpus_per_task: int | None
+    cpus_per_rank: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +224,8 @@ class Plan:
 
     Attributes
     ----------
+    model, model_path
+        The name the user gave, and the checkpoint's directory where one was found.
     directives
         ``(option, value)`` pairs for ``#SBATCH`` lines; a value of None is a bare flag.
     env
@@ -235,6 +237,7 @@ class Plan:
     site: str
     scheduler: Literal["slurm", "local"]
     engine: str
+    model: str
     model_path: str | None
     layout: Layout
     step: Step

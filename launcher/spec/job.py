@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from launcher.spec.leaves import EnvName, Fraction, Name, NonNegative, Positive, Seconds
+from launcher.spec.leaves import EnvName, Fraction, Name, NonNegative, Positive, Seconds, Text
 
 __all__ = [
     "EngineName",
@@ -23,7 +23,6 @@ __all__ = [
 ]
 
 EngineName = Literal["tensorrt-llm", "vllm", "transformers", "echo"]
-Text = Annotated[str, Meta(min_length=1)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

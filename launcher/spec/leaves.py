@@ -16,6 +16,7 @@ __all__ = [
     "NonNegative",
     "Positive",
     "Seconds",
+    "Text",
     "decode_leaf",
     "leaf_schema",
 ]
@@ -25,6 +26,9 @@ NonNegative = Annotated[int, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+Text = Annotated[str, Meta(min_length=1)]
 
 
 class Seconds(int):
@@ -47,7 +51,7 @@ def decode_leaf(kind: type, value: object) -> Any:
         raise NotImplementedError(kind)
     if not isinstance(value, str):
         example = "4h" if kind is Seconds else "80GB"
-        raise ValueError(f"expected text with a unit such as {example}, got {value!r}")
+        raise ValueError(f"expected text with a unit such as {example}, got {value!r}")  # noqa: TRY004 - msgspec turns ValueError into its own
     return Seconds(parse_duration(value)) if kind is Seconds else Bytes(parse_bytes(value))
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from launcher.spec.job import Text
-from launcher.spec.leaves import Bytes, EnvName, Name, NonNegative, Positive, Seconds
+from launcher.spec.leaves import Bytes, EnvName, Name, NonNegative, Positive, Seconds, Text
 
 __all__ = [
     "Container",

@@ -1,0 +1,131 @@
+"""Finding a model on this machine: a directory, the local hub cache, or the built-in cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import Location, Problem, SpecError
+from launcher.models.catalogue import find_builtin
+from launcher.models.shapes import ModelShape, shape_from_config
+from launcher.resources import model_cache
+
+__all__ = ["Checkpoint", "FoundModel", "find_model"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model's directory, with what a plan needs to know of it.
+
+    Attributes
+    ----------
+    digest
+        Of the content of every small file and of the names and sizes of the weights: two
+        copies of one checkpoint have the same one, without a pass over the weights.
+    """
+
+    path: Path
+    shape: ModelShape
+    chat_template: bool
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundModel:
+    """What is known of a model: its checkpoint where there is one here, else its shape."""
+
+    checkpoint: Checkpoint | None
+    shape: ModelShape | None
+
+
+def find_model(
+    name: str,
+    *,
+    base: Path,
+    where: Location | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> FoundModel:
+    """Look for ``name``: a directory (relative to ``base``), a hub id, or a built-in name.
+
+    Raises
+    ------
+    SpecError
+        ``model.missing`` when there is no such directory or built-in name;
+        ``model.not-cached`` for a hub id that is not in the local cache;
+        ``model.config`` when its ``config.json`` cannot be used.
+    """
+    directory = base / Path(name).expanduser()
+    if directory.is_dir():
+        checkpoint = _read(directory.resolve(), name, where)
+        return FoundModel(checkpoint=checkpoint, shape=checkpoint.shape)
+    if (shape := find_builtin(name)) is not None:
+        cached = model_cache(environ) / name.lower()
+        ready = _read(cached, name, where) if (cached / "config.json").is_file() else None
+        return FoundModel(checkpoint=ready, shape=ready.shape if ready else shape)
+    if _HUB_ID.fullmatch(name):
+        checkpoint = _read(_hub_snapshot(name, where, environ), name, where)
+        return FoundModel(checkpoint=checkpoint, shape=checkpoint.shape)
+    hint = "give a checkpoint's directory, or a name from `hpc-llm models list`"
+    message = f"there is no directory {directory}, nor a built-in model {name!r}"
+    raise SpecError(Problem("model.missing", message, where, hint))
+
+
+def _hub_snapshot(name: str, where: Location | None, environ: Mapping[str, str]) -> Path:
+    """The snapshot that ``main`` names in the hub's cache (huggingface_hub, ``constants.py``)."""
+    home = environ.get("HF_HOME") or str(Path(environ.get("HOME", "/")) / ".cache/huggingface")
+    cache = Path(environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    entry = cache / f"models--{name.replace('/', '--')}"
+    try:
+        snapshot = entry / "snapshots" / (entry / "refs/main").read_text().strip()
+    except OSError:
+        snapshot = entry
+    if not (snapshot / "config.json").is_file():
+        hint = f"on a machine with internet: `hf download {name}`, with HF_HOME on a shared disk"
+        message = f"{name} is not in the hub cache {cache}"
+        raise SpecError(Problem("model.not-cached", message, where, hint))
+    return snapshot
+
+
+def _read(directory: Path, name: str, where: Location | None) -> Checkpoint:
+    config_path = directory / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(config_path.read_bytes())
+        template = _has_chat_template(directory)
+    except (OSError, ValueError) as exc:
+        hint = "a checkpoint's directory holds config.json, tokenizer files and weights"
+        problem = Problem("model.config", f"cannot use {directory}: {exc}", where, hint)
+        raise SpecError(problem) from exc
+    return Checkpoint(
+        path=directory,
+        shape=shape_from_config(name, config),
+        chat_template=template,
+        digest=_digest(directory),
+    )
+
+
+def _has_chat_template(directory: Path) -> bool:
+    if (directory / "chat_template.jinja").is_file():
+        return True
+    tokenizer = directory / "tokenizer_config.json"
+    return tokenizer.is_file() and bool(json.loads(tokenizer.read_bytes()).get("chat_template"))
+
+
+def _digest(directory: Path) -> str:
+    total = hashlib.sha256()
+    small = {path for pattern in _SMALL_FILES for path in directory.glob(pattern)}
+    for path in sorted(small):
+        total.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    weights = {path for pattern in _WEIGHTS for path in directory.glob(pattern)}
+    for path in sorted(weights):
+        total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+    return total.hexdigest()

@@ -1,0 +1,130 @@
+"""Staying with a run: a progress bar in a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.cli.answer import Answer, warn
+
+if TYPE_CHECKING:
+    from launcher.errors import Problem
+    from launcher.monitor import RunStatus
+    from launcher.rundir import RunDir
+    from launcher.submit import Submission
+
+__all__ = ["started", "status_answer", "status_line"]
+
+PLAIN_EVERY_S = 5.0
+
+
+def started(submission: Submission, *, waiting: bool, warnings: Sequence[Problem] = ()) -> Answer:
+    """The answer to ``submit`` and ``resume``: at once, or when the run has ended."""
+    run, job = submission.run, submission.job
+    lines = {
+        "submitted": f"job {job.id if job else ''} is submitted",
+        "attached": f"job {job.id if job else ''} of this run is live already: nothing submitted",
+        "done": "the run is done: nothing submitted",
+    }
+    text = f"{lines[submission.how]}\nrun directory {run.path}"
+    if not waiting:
+        data = {"run": str(run.path), "how": submission.how, "job": job.id if job else None}
+        return Answer(data=data, text=text, problems=warnings)
+    click.echo(text, err=True)
+    warn(warnings)
+    try:
+        return status_answer(_follow(run), ended=True)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nthe run goes on; come back with `hpc-llm status {run.path}`, "
+            f"end it with `hpc-llm cancel {run.path}`",
+            err=True,
+        )
+        raise
+
+
+def status_answer(found: RunStatus, *, ended: bool) -> Answer:
+    """The status as an answer; ``ended`` makes the exit code that of the run."""
+    from launcher.monitor import failure
+
+    failed = failure(found) if ended else None
+    lines = [f"{found.name}: {status_line(found)}", f"run directory {found.path}"]
+    lines += [f"job {job['id']}: {job['state']}" for job in found.jobs]
+    lines += [
+        f"replica {w['replica']}: {w['phase']}, {w['rows']} rows, {w['in_flight']} in flight"
+        for w in found.workers
+    ]
+    if found.state == "done":
+        lines.append(f"results: hpc-llm results {found.path}")
+    shown = failure(found) if found.ended else None
+    return Answer(
+        data=found.to_json(),
+        text="\n".join(lines),
+        problems=shown.problems if shown else (),
+        exit_code=failed.exit_code if failed else 0,
+    )
+
+
+def status_line(found: RunStatus) -> str:
+    """One line: state, rows, share of the input, tokens/s and time left."""
+    from launcher.units import format_duration
+
+    share = found.bytes_done / found.bytes_total if found.bytes_total else 1.0
+    rows = found.rows_ok + found.rows_error + found.rows_open
+    starting = found.workers and all(w["phase"] == "starting" for w in found.workers)
+    parts = [f"{found.state} (engines starting)" if starting else found.state, f"{rows} rows"]
+    if found.rows_error:
+        parts.append(f"{found.rows_error} errors")
+    parts.append(f"{share:.0%} of the input")
+    if found.tokens_per_s:
+        parts.append(f"{found.tokens_per_s:.0f} tokens/s")
+    if found.left_s is not None and not found.ended:
+        parts.append(f"{format_duration(found.left_s)} left")
+    return ", ".join(parts)
+
+
+def _follow(run: RunDir) -> RunStatus:
+    from launcher.monitor import wait
+    from launcher.schedulers.registry import scheduler_for
+
+    scheduler = scheduler_for(run.plan(run.plan_numbers()[-1]).scheduler)
+    with _bar() if sys.stderr.isatty() else _lines() as report:
+        return wait(run, scheduler, report)
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[RunStatus], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    shown = (BarColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*shown, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("starting", total=None)
+
+        def report(found: RunStatus) -> None:
+            progress.update(
+                bar,
+                completed=found.bytes_done,
+                total=found.bytes_total,
+                description=status_line(found),
+            )
+
+        yield report
+
+
+@contextlib.contextmanager
+def _lines() -> Iterator[Callable[[RunStatus], None]]:
+    next_s = 0.0
+
+    def report(found: RunStatus) -> None:
+        nonlocal next_s
+        if time.monotonic() >= next_s and not found.ended:
+            click.echo(status_line(found), err=True)
+            next_s = time.monotonic() + PLAIN_EVERY_S
+
+    yield report

@@ -1,0 +1,59 @@
+"""``hpc-llm submit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.cli.answer import Answer, AnswerCommand, job_options
+
+if TYPE_CHECKING:
+    from launcher.prepare import Prepared
+
+__all__ = ["command"]
+
+
+@click.command("submit", cls=AnswerCommand)
+@job_options
+@click.option("--dry-run", is_flag=True, help="Print the script; write and submit nothing.")
+@click.option("--wait", "waiting", is_flag=True, help="Stay until the run has ended.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows, as a try.")
+def command(
+    job: str,
+    site: str | None,
+    settings: tuple[str, ...],
+    limit: int | None,
+    *,
+    dry_run: bool,
+    waiting: bool,
+) -> Answer:
+    """Run JOB: plan it, write its run directory and start it.
+
+    On a run that exists already this goes on with what is missing; while a job of it is live,
+    it attaches to that.
+    """
+    from launcher.prepare import prepare
+
+    prepared = prepare(Path(job), site=site, settings=settings, limit=limit)
+    if dry_run:
+        return _dry_run(prepared)
+    from launcher.cli.follow import started
+    from launcher.submit import submit
+
+    return started(submit(prepared), waiting=waiting, warnings=prepared.warnings)
+
+
+def _dry_run(prepared: Prepared) -> Answer:
+    from launcher.prepare import run_directory_files
+    from launcher.submit import check_directory, next_plan_number
+
+    check_directory(prepared)
+    files = run_directory_files(prepared, plan_number=next_plan_number(prepared.run))
+    texts = {n: files[n].decode() for n in ("script.sh", "engine.yaml") if n in files}
+    data = {"directory": str(prepared.run.path), "files": sorted(files), "texts": texts}
+    parts = [texts["script.sh"].rstrip("\n")]
+    if "engine.yaml" in texts:
+        parts.append("# engine.yaml\n" + texts["engine.yaml"].rstrip("\n"))
+    return Answer(data=data, text="\n\n".join(parts), problems=prepared.warnings)

@@ -1,0 +1,103 @@
+"""Who works on which unit: one lease a unit, taken by `link` and never by looking.
+
+A lease is a file ``leases/u<unit>.g<generation>`` that names its worker. The next generation
+may be taken once that worker is dead: provably (same host, process gone, or it said so), or
+because its heartbeat's counter stood still for `TTL_S` of the observer's own clock. A wrong
+guess costs work, never correctness: parts are created once, whoever comes first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from launcher.process import ProcessIds
+from launcher.rundir import RunDir, publish, replace
+
+__all__ = ["Heartbeat", "Leases"]
+
+BEAT_S = 5.0
+TTL_S = 60.0
+
+
+class Heartbeat:
+    """Rewrites ``workers/<name>.hb`` with a rising counter until it is released."""
+
+    def __init__(self, run: RunDir, worker: str) -> None:
+        self._path = run.path / "workers" / f"{worker}.hb"
+        self._ids = asdict(ProcessIds.of(os.getpid()))
+        self._counter = 0
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> None:
+        self._write()
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        self._thread.join()
+        self._write()
+
+    def _beat(self) -> None:
+        while not self._released.wait(BEAT_S):
+            self._write()
+
+    def _write(self) -> None:
+        self._counter += 1
+        released = self._released.is_set()
+        state = {"counter": self._counter, "released": released, "process": self._ids}
+        replace(self._path, json.dumps(state).encode())
+
+
+@dataclass
+class Leases:
+    """The leases of one run, as one worker sees and takes them.
+
+    Attributes
+    ----------
+    clock
+        Monotonic seconds; no time of another machine is ever compared with it.
+    """
+
+    run: RunDir
+    worker: str
+    clock: Callable[[], float] = time.monotonic
+    _seen: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def claim(self, unit: int) -> bool:
+        """Take ``unit`` unless a worker that may still live has it."""
+        generation = 1
+        while True:
+            path = self.run.path / "leases" / f"u{unit:06}.g{generation}"
+            if publish(path, self.worker.encode()):
+                return True
+            owner = path.read_text()
+            if owner == self.worker or not self._dead(owner):
+                return False
+            generation += 1
+
+    def _dead(self, owner: str) -> bool:
+        state = self._heartbeat(owner)
+        if state is not None and (state["released"] or ProcessIds(**state["process"]).gone()):
+            return True
+        counter = -1 if state is None else int(state["counter"])
+        last, since = self._seen.get(owner, (None, 0.0))
+        if last != counter:
+            self._seen[owner] = (counter, self.clock())
+            return False
+        return self.clock() - since > TTL_S
+
+    def _heartbeat(self, owner: str) -> dict[str, Any] | None:
+        try:
+            state: dict[str, Any] = json.loads(
+                (self.run.path / "workers" / f"{owner}.hb").read_bytes()
+            )
+        except (OSError, ValueError):  # unreadable is not dead: the counter's clock decides
+            return None
+        return state

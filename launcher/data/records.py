@@ -1,0 +1,182 @@
+"""Output rows: what a run has to say about each input row, and the same in OpenAI's words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from launcher.data.rows import Row
+from launcher.errors import RowError
+
+__all__ = ["Answer", "encode", "error_row", "ok_row", "to_openai"]
+
+# Another try may well succeed; what is wrong with the row itself stays wrong.
+_RETRYABLE = frozenset({"cancelled", "engine_crash", "engine_error", "timeout"})
+_STATUS = {
+    "invalid_json": 400,
+    "invalid_utf8": 400,
+    "not_an_object": 400,
+    "request_rejected": 400,
+    "unsupported_param": 400,
+    "prompt_too_long": 413,
+    "bad_type": 422,
+    "empty_prompt": 422,
+    "missing_field": 422,
+    "template_error": 422,
+    "unsafe_template": 422,
+}
+_SERVER_ERROR = 500
+_PLAIN = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_ESCAPED = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
+
+
+class Answer(Protocol):
+    """What an engine says about one row; `launcher.engines.base.Completion` is one."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def finish_reason(self) -> str: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def completion_tokens(self) -> int: ...
+
+
+def ok_row(
+    row: Row,
+    prompt_id: str | None,
+    answer: Answer,
+    *,
+    plan: str,
+    keep: tuple[str, ...] | Literal["all", "none"] = "none",
+) -> dict[str, Any]:
+    """The output row of an answered input row.
+
+    Parameters
+    ----------
+    prompt_id
+        The user's own id, None where the row has none.
+    plan
+        Number of the plan it was answered under, as in ``plans/NNNN.json``.
+    keep
+        Which of the row's fields are repeated under ``input``; names it lacks are left out.
+    """
+    return {
+        "id": prompt_id,
+        "row": [row.file, row.offset],
+        "status": "ok",
+        "response": {"text": answer.text},
+        "usage": {
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.completion_tokens,
+            "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+        },
+        "finish_reason": answer.finish_reason,
+        "plan": plan,
+        **_kept(row, keep),
+    }
+
+
+def error_row(
+    row: Row,
+    prompt_id: str | None,
+    error: RowError,
+    *,
+    plan: str,
+    keep: tuple[str, ...] | Literal["all", "none"] = "none",
+) -> dict[str, Any]:
+    """The output row of an input row that could not be answered; parameters as in `ok_row`.
+
+    ``retryable`` tells whether the same row may succeed another time.
+    """
+    return {
+        "id": prompt_id,
+        "row": [row.file, row.offset],
+        "status": "error",
+        "error": {
+            "code": error.code,
+            "message": error.message,
+            "retryable": error.code in _RETRYABLE,
+        },
+        "plan": plan,
+        **_kept(row, keep),
+    }
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    r"""``record`` as one line of compact JSON in UTF-8, ``\n`` included.
+
+    Text with lone surrogates, which UTF-8 cannot hold, is written with ``\u`` escapes.
+    """
+    try:
+        return _PLAIN.encode(record).encode() + b"\n"
+    except UnicodeEncodeError:
+        return _ESCAPED.encode(record).encode() + b"\n"
+
+
+def to_openai(record: Mapping[str, Any], *, model: str, created_s: int = 0) -> dict[str, Any]:
+    """``record`` as a line of an OpenAI batch output (or error) file.
+
+    Parameters
+    ----------
+    record
+        From `ok_row` or `error_row`.
+    created_s
+        Unix time to give as ``created``; output rows carry no clock.
+
+    Notes
+    -----
+    Errors are HTTP ones in ``response.body.error`` with ``error`` null, as the service writes
+    them (openai/openai-openapi issue 302), not as its schema says. ``custom_id`` is ``file:offset``
+    where the row has no id.
+    """
+    file, offset = record["row"]
+    status, body = (
+        _chat_completion(record, model, created_s) if record["status"] == "ok" else _refusal(record)
+    )
+    return {
+        "id": f"batch_req_{file}_{offset}",
+        "custom_id": f"{file}:{offset}" if record["id"] is None else record["id"],
+        "response": {"status_code": status, "request_id": f"req_{file}_{offset}", "body": body},
+        "error": None,
+    }
+
+
+def _chat_completion(
+    record: Mapping[str, Any], model: str, created_s: int
+) -> tuple[int, dict[str, Any]]:
+    file, offset = record["row"]
+    text = record["response"]["text"]
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None,
+        "finish_reason": record["finish_reason"],
+    }
+    return 200, {
+        "id": f"chatcmpl-{file}-{offset}",
+        "object": "chat.completion",
+        "created": created_s,
+        "model": model,
+        "choices": [choice],
+        "usage": record["usage"],
+        "system_fingerprint": None,
+    }
+
+
+def _refusal(record: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    error = record["error"]
+    status = _STATUS.get(error["code"], _SERVER_ERROR)
+    kind = "server_error" if status == _SERVER_ERROR else "invalid_request_error"
+    what = {"message": error["message"], "type": kind, "param": None, "code": error["code"]}
+    return status, {"error": what}
+
+
+def _kept(row: Row, keep: tuple[str, ...] | Literal["all", "none"]) -> dict[str, Any]:
+    if keep == "none" or row.fields is None:
+        return {}
+    if keep == "all":
+        return {"input": row.fields}
+    return {"input": {name: row.fields[name] for name in keep if name in row.fields}}

@@ -1,0 +1,85 @@
+"""Draws the next token of every row of a batch by that row's own parameters and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from launcher.plan.types import Sampling
+
+__all__ = ["GREEDY_BELOW", "RowSampler"]
+
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy: dividing by them overflows float32 (vLLM,
+``vllm/v1/sample/sampler.py``, ``_SAMPLING_EPS``, draws the same line)."""
+
+
+class RowSampler:
+    """A logits processor that makes the argmax of each row its draw.
+
+    Adding Gumbel noise to ``logits / temperature`` and taking the largest is a draw from their
+    softmax. The noise of a row comes from a generator of its own, so that its draws depend on
+    its seed and logits, never on its neighbours. Greedy rows pass through untouched.
+
+    Parameters
+    ----------
+    samplings
+        One per row of the batch, in order.
+    device
+        The torch device that the logits are on.
+
+    Notes
+    -----
+    Called as ``transformers.LogitsProcessor`` is: ``(input_ids, scores) -> scores``, both of
+    ``batch`` rows. It need not be a subclass (``transformers/generation/logits_process.py``,
+    ``LogitsProcessorList.__call__``), which keeps the import out of here. Order as there:
+    temperature, top-k, then top-p over what is left.
+    """
+
+    def __init__(self, samplings: Sequence[Sampling], device: Any) -> None:
+        import torch
+
+        drawn = [(i, s) for i, s in enumerate(samplings) if s.temperature >= GREEDY_BELOW]
+        chosen = [sampling for _, sampling in drawn]
+
+        def column(values: list[float]) -> Any:
+            return torch.tensor(values, device=device)[:, None]
+
+        self._rows = torch.tensor([i for i, _ in drawn], device=device, dtype=torch.long)
+        self._generators = [
+            torch.Generator(device).manual_seed(sampling.seed % 2**63) for sampling in chosen
+        ]
+        self._temperature = column([sampling.temperature for sampling in chosen])
+        # Rounding takes a running sum of probabilities over 1, so "all" has to be infinite.
+        self._top_k = column([sampling.top_k or float("inf") for sampling in chosen])
+        self._top_p = column([s.top_p if s.top_p < 1 else float("inf") for s in chosen])
+        self._narrows = any(sampling.top_k or sampling.top_p < 1 for sampling in chosen)
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002 - the hook's signature
+        """``scores`` with each drawn row perturbed; shape and device stay."""
+        if not self._generators:
+            return scores
+        logits = scores[self._rows].float() / self._temperature
+        drawn = logits + self._noise(logits)
+        if self._narrows:
+            drawn = drawn.masked_fill(self._unlikely(logits), float("-inf"))
+        return scores.index_copy(0, self._rows, drawn.to(scores.dtype))
+
+    def _noise(self, logits: Any) -> Any:
+        import torch
+
+        noise = torch.empty_like(logits)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return -noise.log()
+
+    def _unlikely(self, logits: Any) -> Any:
+        """True where top-k or top-p of its row drops a token, never for the likeliest one."""
+        import torch
+
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        drop = torch.arange(logits.shape[-1], device=logits.device) >= self._top_k
+        likely = ordered.masked_fill(drop, float("-inf")).softmax(dim=-1)
+        drop = drop | (likely.cumsum(dim=-1) - likely >= self._top_p)
+        drop[:, 0] = False
+        return torch.zeros_like(drop).scatter(-1, order, drop)

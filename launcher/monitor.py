@@ -1,0 +1,281 @@
+"""How a run stands, from its files and its scheduler. No daemon, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from launcher.errors import HpcLlmError, OutputError, Problem, RunError, Stopped
+from launcher.plan import grid
+from launcher.plan.types import RunIdentity
+from launcher.rundir import RunDir
+from launcher.schedulers.base import JobRef, JobState, Scheduler
+from launcher.schedulers.registry import scheduler_for
+from launcher.telemetry.metrics import read_metrics
+
+__all__ = ["RunState", "RunStatus", "failure", "status", "wait"]
+
+RunState = Literal["queued", "running", "done", "cancelled", "stopped", "failed"]
+
+POLL_S = 0.5
+_RATE_WINDOW_S = 60.0
+_STALE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """How a run stands.
+
+    Attributes
+    ----------
+    rows_ok, rows_error
+        Rows in published parts.
+    rows_open
+        Rows answered by live workers whose part is not out yet.
+    tokens_per_s
+        New tokens over the last minute, all live workers together.
+    left_s
+        Expected time to the end by bytes of input, or None while nothing tells.
+    jobs
+        ``{id, state}`` of each job, oldest first.
+    problems
+        Why it failed, from the outcome files of the newest start of each job.
+    """
+
+    name: str
+    path: str
+    state: RunState
+    rows_ok: int
+    rows_error: int
+    rows_open: int
+    units_done: int
+    units_total: int
+    bytes_done: int
+    bytes_total: int
+    prompt_tokens: int
+    completion_tokens: int
+    tokens_per_s: float
+    left_s: float | None
+    workers: tuple[dict[str, Any], ...]
+    jobs: tuple[dict[str, str], ...]
+    problems: tuple[Problem, ...]
+    max_bad_fraction: float
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in {"queued", "running"}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "path": self.path,
+            "state": self.state,
+            "rows": {"ok": self.rows_ok, "error": self.rows_error, "open": self.rows_open},
+            "units": {"done": self.units_done, "total": self.units_total},
+            "bytes": {"done": self.bytes_done, "total": self.bytes_total},
+            "tokens": {"prompt": self.prompt_tokens, "completion": self.completion_tokens},
+            "tokens_per_s": self.tokens_per_s,
+            "left_s": self.left_s,
+            "workers": list(self.workers),
+            "jobs": list(self.jobs),
+        }
+
+
+def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
+    """How ``run`` stands now.
+
+    Parameters
+    ----------
+    scheduler
+        Reused by `wait`; made from the newest plan when None.
+
+    Raises
+    ------
+    OutputError
+        ``rundir.damaged``.
+    SchedulerError
+        The scheduler could not be asked.
+    """
+    identity = run.identity()
+    plan = run.plan(run.plan_numbers()[-1])
+    scheduler = scheduler or scheduler_for(plan.scheduler)
+    refs = [JobRef.from_json(entry) for entry in run.jobs()]
+    states = scheduler.states(refs)
+    # After the scheduler was asked: a job that is over has published all it ever will.
+    published = run.published_units()
+    lines = list(read_metrics(run.path / "metrics"))
+    counts = _part_counts(run, published, lines)
+    live = any(state.live for state in states.values())
+    workers = _workers(lines) if live else ()
+    sizes = [grid.span(identity.grid, unit) for unit in published]
+    bytes_done = sum(end - start for start, end in sizes)
+    return RunStatus(
+        name=identity.name,
+        path=str(run.path),
+        state=_state(run, states),
+        rows_ok=sum(c["ok"] for c in counts),
+        rows_error=sum(c["error"] for c in counts),
+        rows_open=_open_rows(workers, lines),
+        units_done=len(published),
+        units_total=grid.count(identity.grid),
+        bytes_done=bytes_done,
+        bytes_total=identity.grid.total_bytes,
+        prompt_tokens=sum(c["prompt_tokens"] for c in counts),
+        completion_tokens=sum(c["completion_tokens"] for c in counts),
+        tokens_per_s=_tokens_per_s(lines) if workers else 0.0,
+        left_s=_left_s(identity, published, lines) if workers else None,
+        workers=workers,
+        jobs=tuple({"id": job.id, "state": states[job.id].value} for job in refs),
+        problems=tuple(_problems(run, refs)),
+        max_bad_fraction=plan.max_bad_fraction,
+    )
+
+
+def wait(run: RunDir, scheduler: Scheduler, report: Callable[[RunStatus], None]) -> RunStatus:
+    """Report the run's status again and again until it has ended; the last one."""
+    while True:
+        now = status(run, scheduler)
+        report(now)
+        if now.ended:
+            return now
+        time.sleep(POLL_S)
+
+
+def failure(found: RunStatus) -> HpcLlmError | None:
+    """What the end of a run means for an exit code; None when all is well or it goes on."""
+    if found.state == "failed":
+        problems = found.problems or (_silent_death(found),)
+        return RunError(problems)
+    if found.state in ("stopped", "cancelled"):
+        message = f"the run was {found.state} with {found.units_done} of {found.units_total} units"
+        hint = f"go on with `hpc-llm resume {found.path}`"
+        return Stopped(Problem(f"run.{found.state}", message, hint=hint))
+    rows = found.rows_ok + found.rows_error
+    if found.state == "done" and found.rows_error > found.max_bad_fraction * rows:
+        message = (
+            f"{found.rows_error} of {rows} rows are errors, and the job allows "
+            f"{found.max_bad_fraction:.2%} (limits.max_bad_fraction)"
+        )
+        hint = f"`hpc-llm results {found.path}` gives each with its code"
+        return OutputError(Problem("output.too-many-errors", message, hint=hint))
+    return None
+
+
+def _silent_death(found: RunStatus) -> Problem:
+    message = "its jobs are over, units are missing, and no step left a reason"
+    return Problem("run.died", message, hint=f"see `hpc-llm logs {found.path}`, then resume it")
+
+
+def _state(run: RunDir, states: Mapping[str, JobState]) -> RunState:
+    if run.done_path.exists():
+        return "done"
+    found = set(states.values())
+    if found & {JobState.RUNNING, JobState.LOST}:
+        return "running"
+    if JobState.QUEUED in found:
+        return "queued"
+    if run.stop_path.exists():
+        return "cancelled"
+    kinds = {kind for kind, _ in _newest_outcomes(run)}
+    return "stopped" if kinds and "failed" not in kinds else "failed"
+
+
+def _newest_outcomes(run: RunDir) -> list[tuple[str, dict[str, Any]]]:
+    """Outcomes of the newest start of the newest job (all tasks, if it is an array)."""
+    registrations = run.registrations()
+    if not registrations:
+        return []
+    newest = registrations[-1]["job"].partition("_")[0]
+    starts = {e["job"]: e["restart"] for e in registrations if e["job"].partition("_")[0] == newest}
+    return [found for job, restart in starts.items() for found in run.outcomes(job, restart)]
+
+
+def _problems(run: RunDir, refs: Iterable[JobRef]) -> Iterable[Problem]:
+    if not list(refs):
+        return
+    for kind, details in _newest_outcomes(run):
+        for problem in details["problems"] if kind == "failed" else ():
+            message = f"replica {details['replica']}: {problem['message']}"
+            yield Problem(problem["code"], message, hint=problem["hint"])
+
+
+def _part_counts(
+    run: RunDir, published: set[int], lines: Iterable[dict[str, Any]]
+) -> list[dict[str, int]]:
+    """Counts of each published part: as its worker noted them, else from the part itself."""
+    noted = {line["unit"]: line for line in lines if line["kind"] == "part"}
+    return [noted.get(unit) or _count(run, unit) for unit in published]
+
+
+def _count(run: RunDir, unit: int) -> dict[str, int]:
+    rows = [json.loads(line) for line in run.part_path(unit).read_bytes().splitlines()]
+    ok = [row for row in rows if row["status"] == "ok"]
+    return {
+        "ok": len(ok),
+        "error": len(rows) - len(ok),
+        "prompt_tokens": sum(row["usage"]["prompt_tokens"] for row in ok),
+        "completion_tokens": sum(row["usage"]["completion_tokens"] for row in ok),
+    }
+
+
+def _beats(lines: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["kind"] == "beat":
+            found.setdefault(line["worker"], []).append(line)
+    return found
+
+
+def _workers(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """The last beat of each worker that has not ended; ``age_s`` says how old it is."""
+    last = (beats[-1] for beats in _beats(lines).values())
+    now = time.time()
+    keys = ("worker", "replica", "phase", "rows", "in_flight", "completion_tokens")
+    return tuple(
+        {**{key: beat[key] for key in keys}, "age_s": round(max(0.0, now - beat["time"]), 1)}
+        for beat in last
+        if beat["phase"] != "ended" and now - beat["time"] < _STALE_S
+    )
+
+
+def _open_rows(workers: Iterable[dict[str, Any]], lines: Iterable[dict[str, Any]]) -> int:
+    """Rows answered by the live workers, less those in their published parts."""
+    answered = {worker["worker"]: worker["rows"] for worker in workers}
+    published = sum(
+        int(line["ok"]) + int(line["error"])
+        for line in lines
+        if line["kind"] == "part" and line["worker"] in answered
+    )
+    return max(0, sum(int(rows) for rows in answered.values()) - published)
+
+
+def _tokens_per_s(lines: Iterable[dict[str, Any]]) -> float:
+    newest = time.time()
+    total = 0.0
+    for beats in _beats(lines).values():
+        recent = [beat for beat in beats if newest - beat["time"] < _RATE_WINDOW_S]
+        if len(recent) > 1 and recent[-1]["time"] > recent[0]["time"]:
+            tokens = recent[-1]["completion_tokens"] - recent[0]["completion_tokens"]
+            total += tokens / (recent[-1]["time"] - recent[0]["time"])
+    return round(total, 1)
+
+
+def _left_s(
+    identity: RunIdentity, published: set[int], lines: list[dict[str, Any]]
+) -> float | None:
+    """Time left, from the bytes published since the live workers began to answer."""
+    live = {worker["worker"] for worker in _workers(lines)}
+    begun = [b["time"] for b in lines if b["worker"] in live and b.get("phase") == "running"]
+    own = {line["unit"] for line in lines if line["kind"] == "part" and line["worker"] in live}
+
+    def size(units: Iterable[int]) -> int:
+        return sum(end - start for start, end in (grid.span(identity.grid, u) for u in units))
+
+    fresh = size(own & published)
+    if not begun or not fresh:
+        return None
+    missing = identity.grid.total_bytes - size(published)
+    return missing / fresh * (time.time() - float(min(begun)))

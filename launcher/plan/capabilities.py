@@ -1,0 +1,69 @@
+"""What each engine can do, as far as a plan needs to know before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.plan.types import Cut, StepKind
+
+__all__ = ["ENGINES", "EngineFacts", "step_kind"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """Facts about one engine.
+
+    Attributes
+    ----------
+    needs_gpu, needs_model
+        Whether it runs on GPUs only, and whether it reads a checkpoint.
+    cuts
+        The sizes of a cut it supports above 1, of ``tp``, ``pp`` and ``ep``.
+    several_ranks
+        The step kind of a replica of several ranks; one rank is always *single*. None when
+        one process starts its own workers and so never leaves its node.
+    missing
+        Why a cut outside ``cuts`` is refused, in words for the user.
+    """
+
+    needs_gpu: bool
+    needs_model: bool
+    cuts: frozenset[str]
+    several_ranks: StepKind | None
+    missing: str = ""
+
+
+ENGINES: Mapping[str, EngineFacts] = {
+    "tensorrt-llm": EngineFacts(
+        needs_gpu=True,
+        needs_model=True,
+        cuts=frozenset({"tp", "pp", "ep"}),
+        several_ranks="leader",
+    ),
+    "vllm": EngineFacts(
+        needs_gpu=True,
+        needs_model=True,
+        cuts=frozenset({"tp", "pp", "ep"}),
+        several_ranks=None,
+    ),
+    "transformers": EngineFacts(
+        needs_gpu=False,
+        needs_model=True,
+        cuts=frozenset({"tp"}),
+        several_ranks="spmd",
+        missing="it has no pipeline or expert parallelism for generation",
+    ),
+    "echo": EngineFacts(
+        needs_gpu=False,
+        needs_model=False,
+        cuts=frozenset({"tp", "pp", "ep"}),
+        several_ranks="leader",
+    ),
+}
+
+
+def step_kind(engine: str, cut: Cut) -> StepKind:
+    """How a replica of ``engine`` cut like this is started."""
+    facts = ENGINES[engine]
+    return facts.several_ranks if cut.ranks > 1 and facts.several_ranks else "single"

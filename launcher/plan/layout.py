@@ -1,0 +1,105 @@
+"""Which rank sits on which node and GPU. Pure arithmetic over node sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.plan.types import Allocation, Cut, Layout, Placement
+
+__all__ = ["NodeShape", "lay_out"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeShape:
+    """What one node offers to the plan.
+
+    Attributes
+    ----------
+    slots
+        Ranks that may be placed on it: its GPUs, or the slots of a CPU partition, after
+        ``resources.gpus_per_node``.
+    slots_all
+        The same before that limit.
+    has_gpus
+        Whether a slot is a GPU.
+    cpus
+        CPUs as the scheduler counts them, or None when the site does not say.
+    """
+
+    slots: int
+    slots_all: int
+    has_gpus: bool
+    cpus: int | None = None
+
+
+def lay_out(cut: Cut, replicas: int, node: NodeShape) -> Layout:
+    """Place every rank of every replica.
+
+    A replica that fits a node shares it with as many others as fit, evenly over the
+    allocations; a larger one gets nodes of its own, as many whole stages on each as divide
+    ``pp`` evenly, so that a tensor-parallel group never leaves its node unless ``tp`` itself
+    is larger than a node.
+
+    Parameters
+    ----------
+    replicas
+        At least 1.
+
+    Returns
+    -------
+    Layout
+        ``replicas * cut.ranks`` placements ordered by replica, then rank.
+
+    Notes
+    -----
+    Rank order is TensorRT-LLM's with ``cp_size == 1`` (``tensorrt_llm/mapping.py``, class
+    ``Mapping``): ``rank = pp_rank * tp + tp_rank``, ``local_rank = rank % gpus_per_node``,
+    nodes filled block by block. Changing it here alone silently breaks multi-node engines.
+    """
+    nodes, tasks_per_node = _span(cut, node.slots)
+    capacity = node.slots // cut.ranks if nodes == 1 else 1
+    count = -(-replicas // capacity)
+    packed = -(-replicas // count)
+    used = packed * tasks_per_node
+    allocation = Allocation(
+        count=count,
+        nodes=nodes,
+        gpus_per_node=used if node.has_gpus else 0,
+        replicas=packed,
+        whole_node=used == node.slots_all,
+        cpus_per_rank=None if node.cpus is None else max(1, node.cpus // node.slots_all),
+    )
+    placements = tuple(
+        _place(replica, rank, cut, allocation, tasks_per_node)
+        for replica in range(replicas)
+        for rank in range(cut.ranks)
+    )
+    return Layout(replicas=replicas, cut=cut, allocation=allocation, placements=placements)
+
+
+def _span(cut: Cut, slots: int) -> tuple[int, int]:
+    """Nodes of one replica, and its ranks on each."""
+    if cut.ranks <= slots:
+        return 1, cut.ranks
+    if cut.tp > slots:  # over the fabric, allowed by hand: equal nodes, filled as far as can be
+        per_node = max(n for n in range(1, slots + 1) if cut.ranks % n == 0)
+        return cut.ranks // per_node, per_node
+    stages = max(s for s in range(1, slots // cut.tp + 1) if cut.pp % s == 0)
+    return cut.pp // stages, cut.tp * stages
+
+
+def _place(
+    replica: int, rank: int, cut: Cut, allocation: Allocation, tasks_per_node: int
+) -> Placement:
+    first_gpu = replica % allocation.replicas * cut.ranks if allocation.nodes == 1 else 0
+    local_rank = rank % tasks_per_node
+    first_node = replica // allocation.replicas * allocation.nodes
+    return Placement(
+        replica=replica,
+        rank=rank,
+        node=first_node + rank // tasks_per_node,
+        gpu=first_gpu + local_rank if allocation.gpus_per_node else None,
+        local_rank=local_rank,
+        tp_rank=rank % cut.tp,
+        pp_rank=rank // cut.tp,
+    )

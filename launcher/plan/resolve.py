@@ -1,0 +1,380 @@
+"""From what users wrote and what was found to one plan, with the reason for every value.
+
+Everything comes in as values: what the machine had to be asked (input sizes, the model's
+configuration) is in `Facts`, so that the same plan can be made on a laptop.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from launcher.errors import Location, PlanError, Problem
+from launcher.models.shapes import ModelShape
+from launcher.plan import checks
+from launcher.plan.capabilities import ENGINES, step_kind
+from launcher.plan.directives import slurm_directives
+from launcher.plan.layout import NodeShape, lay_out
+from launcher.plan.types import Cut, Layout, Plan, Step, WorkRuntime
+from launcher.spec.job import JobSpec, Parallelism
+from launcher.spec.site import EngineRuntime, Partition, SiteSpec
+from launcher.spec.source import Source, child
+from launcher.units import format_duration
+
+__all__ = ["Decision", "Facts", "Resolution", "resolve"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What had to be looked up before planning.
+
+    Attributes
+    ----------
+    shape
+        The model's shape, or None when neither a checkpoint nor the catalogue tells.
+    model_path
+        Directory of the checkpoint, or None when there is none here.
+    chat_template
+        Whether the checkpoint has a chat template; None without a checkpoint.
+    own_python
+        The interpreter that plans: what jobs of the local scheduler run under by default.
+    """
+
+    shape: ModelShape | None = None
+    model_path: str | None = None
+    chat_template: bool | None = None
+    own_python: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One value of the plan and where it came from, for ``plan --explain``."""
+
+    key: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """A plan, what is worth a warning in it, and why each value is what it is."""
+
+    plan: Plan
+    warnings: tuple[Problem, ...]
+    decisions: tuple[Decision, ...]
+
+
+@dataclass
+class _Resolver:
+    """Collects problems and decisions while a plan is put together."""
+
+    job: JobSpec
+    site: SiteSpec
+    job_source: Source
+    site_source: Source
+    facts: Facts
+    problems: list[Problem] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+
+    def error(self, code: str, message: str, *path: str, hint: str | None = None) -> None:
+        self.problems.append(Problem(code, message, self.job_source.at(field_path(*path)), hint))
+
+    def stop_on_errors(self) -> None:
+        if any(p.severity == "error" for p in self.problems):
+            raise PlanError(self.problems)
+
+    def decide(self, key: str, value: object, source: Location | str | None) -> None:
+        text = f"{source.path}:{source.line}" if isinstance(source, Location) else source
+        self.decisions.append(Decision(key, str(value), text or "default"))
+
+    def from_job(self, key: str, value: object) -> None:
+        """Note a value of the job file, or its default."""
+        self.decide(key, value, self.job_source.marks.get(field_path(*key.split("."))))
+
+
+def resolve(
+    job: JobSpec, site: SiteSpec, *, job_source: Source, site_source: Source, facts: Facts
+) -> Resolution:
+    """Decide how ``job`` runs on ``site``.
+
+    Raises
+    ------
+    PlanError
+        With every reason found why it cannot: ``plan.*``, ``site.launch-impossible``,
+        ``model.no-chat-template``, each at its line of the job file.
+    """
+    r = _Resolver(job, site, job_source, site_source, facts)
+    name, partition = _choose_partition(r)
+    cut, replicas = _sizes(r)
+    node = _node(r, partition)
+    _check_engine(r, cut, node)
+    _check_model(r, cut, partition, node)
+    r.stop_on_errors()
+    layout = lay_out(cut, replicas, node)
+    step = _step(job.engine, layout)
+    _check_extent(r, layout, partition, name)
+    _check_idle(r, layout, partition, node)
+    runtime = _runtime(r, site.engines.get(job.engine, EngineRuntime()))
+    _check_launch(r, step, runtime)
+    time_s = _time(r, partition, name)
+    r.stop_on_errors()
+    plan = _plan(r, name, layout, step, runtime, time_s)
+    return Resolution(plan=plan, warnings=tuple(r.problems), decisions=tuple(r.decisions))
+
+
+def field_path(*keys: str) -> str:
+    """The path of a field of a file, as `Source` knows it."""
+    return functools.reduce(child, keys, "$")
+
+
+def _choose_partition(r: _Resolver) -> tuple[str, Partition]:
+    names = list(r.site.partitions)
+    wanted = r.job.resources.partition
+    if wanted is None and len(names) == 1:
+        r.decide("resources.partition", names[0], f"the only one of site {r.site.name}")
+        return names[0], r.site.partitions[names[0]]
+    if wanted is None:
+        hint = f"set resources.partition to one of {', '.join(names)}"
+        r.error("plan.partition-missing", f"site {r.site.name} has several partitions", hint=hint)
+    elif wanted not in r.site.partitions:
+        message = f"site {r.site.name} has no partition {wanted!r}"
+        hint = f"choose one of {', '.join(names)}"
+        r.error("plan.partition-unknown", message, "resources", "partition", hint=hint)
+    r.stop_on_errors()
+    assert wanted is not None  # noqa: S101 - the two cases above have stopped
+    r.from_job("resources.partition", wanted)
+    return wanted, r.site.partitions[wanted]
+
+
+def _sizes(r: _Resolver) -> tuple[Cut, int]:
+    for key in ("parallelism", "replicas"):
+        if getattr(r.job, key) == "auto":
+            message = f"`{key}: auto` is not there yet"
+            hint = (
+                "give the sizes, such as {tp: 8, pp: 2}"
+                if key == "parallelism"
+                else "give a number"
+            )
+            r.error("plan.auto-unavailable", message, key, hint=hint)
+    r.stop_on_errors()
+    sizes = r.job.parallelism
+    assert isinstance(sizes, Parallelism)  # noqa: S101 - "auto" has stopped above
+    assert r.job.replicas != "auto"  # noqa: S101 - as before
+    for axis in ("tp", "pp", "ep"):
+        r.from_job(f"parallelism.{axis}", getattr(sizes, axis))
+    r.from_job("replicas", r.job.replicas)
+    return Cut(tp=sizes.tp, pp=sizes.pp, ep=sizes.ep), r.job.replicas
+
+
+def _node(r: _Resolver, partition: Partition) -> NodeShape:
+    slots_all = partition.gpus.per_node if partition.gpus else partition.slots
+    wanted = r.job.resources.gpus_per_node
+    if wanted is not None and partition.gpus is None:
+        message = f"{wanted} GPUs a node are asked for, but the partition has none"
+        r.error(
+            "plan.no-gpus", message, "resources", "gpus_per_node", hint="choose another partition"
+        )
+    elif wanted is not None and wanted > slots_all:
+        message = f"{wanted} GPUs a node are asked for, but a node has {slots_all}"
+        hint = f"ask for at most {slots_all}"
+        r.error("plan.gpus-per-node", message, "resources", "gpus_per_node", hint=hint)
+    slots = min(wanted or slots_all, slots_all)
+    source = (
+        None if wanted is None else r.job_source.marks.get(field_path("resources", "gpus_per_node"))
+    )
+    r.decide("gpus_per_node" if partition.gpus else "slots", slots, source or f"site {r.site.name}")
+    cpus = partition.cpus.count if partition.cpus else None
+    return NodeShape(slots=slots, slots_all=slots_all, has_gpus=bool(partition.gpus), cpus=cpus)
+
+
+def _check_engine(r: _Resolver, cut: Cut, node: NodeShape) -> None:
+    engine = ENGINES[r.job.engine]
+    r.from_job("engine", r.job.engine)
+    if engine.needs_gpu and not node.has_gpus:
+        message = f"engine {r.job.engine} needs GPUs, and this partition has none"
+        hint = "choose a partition with GPUs, or engine transformers"
+        r.error("plan.no-gpus", message, "engine", hint=hint)
+    for axis in ("tp", "pp", "ep"):
+        size = getattr(cut, axis)
+        if size > 1 and axis not in engine.cuts:
+            message = f"engine {r.job.engine} cannot do {axis} {size}: {engine.missing}"
+            hint = f"set {axis} to 1, or choose another engine"
+            r.error("plan.engine-capability", message, "parallelism", axis, hint=hint)
+    if cut.ranks > node.slots and engine.several_ranks is None:
+        message = (
+            f"engine {r.job.engine} starts its own workers on one node, and tp {cut.tp} x pp "
+            f"{cut.pp} = {cut.ranks} ranks do not fit {node.slots} GPUs"
+        )
+        hint = f"choose tp * pp of at most {node.slots}"
+        r.error("plan.engine-nodes", message, "parallelism", hint=hint)
+    _check_owned_options(r)
+
+
+def _check_owned_options(r: _Resolver) -> None:
+    owned = _DERIVED_ARGUMENTS if r.job.engine == "tensorrt-llm" else {}
+    for option, better in owned.items():
+        if option in r.job.engine_options:
+            message = f"engine option `{option}` is derived from the plan"
+            hint = f"remove it and set {better}"
+            r.error("plan.engine-option", message, "engine_options", option, hint=hint)
+
+
+# What engine.yaml gets from the plan: given twice, the two could disagree.
+_DERIVED_ARGUMENTS: Mapping[str, str] = {
+    "model": "model",
+    "tensor_parallel_size": "parallelism.tp",
+    "pipeline_parallel_size": "parallelism.pp",
+    "moe_expert_parallel_size": "parallelism.ep",
+    "expert_parallel_size": "parallelism.ep",
+    "gpus_per_node": "resources.gpus_per_node",
+}
+
+
+def _check_model(r: _Resolver, cut: Cut, partition: Partition, node: NodeShape) -> None:
+    r.from_job("model", r.job.model)
+    if ENGINES[r.job.engine].needs_model:
+        gpus = partition.gpus
+        domain = checks.nvlink_domain(gpus.topology, gpus.per_node) if gpus else None
+        found = checks.check_cut(
+            r.facts.shape,
+            cut,
+            gpus_per_node=node.slots,
+            nvlink_domain=domain,
+            allow=r.job.allow,
+        )
+        r.problems += [_located(p, r.job_source.at(field_path("parallelism"))) for p in found]
+    if r.facts.chat_template is False and r.job.input.chat:
+        message = f"model {r.job.model} has no chat template, so it is probably a base model"
+        hint = "set input.chat: false to send bare prompts, or choose the instruct model"
+        r.error("model.no-chat-template", message, "model", hint=hint)
+
+
+def _located(problem: Problem, where: Location) -> Problem:
+    return Problem(problem.code, problem.message, where, problem.hint, problem.severity)
+
+
+def _step(engine: str, layout: Layout) -> Step:
+    kind = step_kind(engine, layout.cut)
+    tasks = 1 if kind == "single" else layout.cut.ranks // layout.allocation.nodes
+    return Step(kind=kind, nodes=layout.allocation.nodes, tasks_per_node=tasks)
+
+
+def _check_extent(r: _Resolver, layout: Layout, partition: Partition, name: str) -> None:
+    nodes = layout.allocation.count * layout.allocation.nodes
+    if partition.nodes is not None and nodes > partition.nodes:
+        message = (
+            f"{layout.replicas} replicas of {layout.cut.ranks} ranks need {nodes} nodes, and "
+            f"partition {name} has {partition.nodes}"
+        )
+        most = partition.nodes // layout.allocation.nodes * layout.allocation.replicas
+        hint = f"set replicas to at most {most}" if most else "choose a smaller tp * pp"
+        r.error("plan.too-few-nodes", message, "replicas" if most else "parallelism", hint=hint)
+
+
+def _check_idle(r: _Resolver, layout: Layout, partition: Partition, node: NodeShape) -> None:
+    if partition.gpus is None:
+        return
+    a = layout.allocation
+    whole_nodes_only = partition.gpus.request is None
+    held = (node.slots_all if whole_nodes_only else a.gpus_per_node) * a.nodes * a.count
+    idle = held - layout.cut.ranks * layout.replicas
+    if idle:
+        message = f"{idle} of the {held} GPUs asked for stay idle"
+        hint = "choose tp, pp and replicas so that they fill the nodes"
+        where = r.job_source.at(field_path("parallelism"))
+        r.problems.append(Problem("plan.idle-gpus", message, where, hint, "warning"))
+
+
+def _runtime(r: _Resolver, site: EngineRuntime) -> WorkRuntime:
+    """The job's runtime over the site's, key by key; an image and a venv exclude each other."""
+    job = r.job.runtime
+    image = job.image or (None if job.venv else site.image)
+    venv = job.venv or (None if image else site.venv)
+    default = r.facts.own_python if r.site.scheduler.type == "local" and not venv else None
+    runtime = WorkRuntime(
+        python=job.python or site.python or default or "python3",
+        image=image,
+        container=r.site.container.runtime if image else "none",
+        mounts=tuple(job.mounts),
+        venv=venv,
+        modules=tuple(job.modules or site.modules),
+    )
+    for key in ("image", "venv", "python", "modules"):
+        value = getattr(runtime, key)
+        if value and getattr(job, key):
+            r.from_job(f"runtime.{key}", value)
+        elif value:
+            from_site = bool(getattr(site, key))
+            r.decide(f"runtime.{key}", value, f"site {r.site.name}" if from_site else None)
+    return runtime
+
+
+def _check_launch(r: _Resolver, step: Step, runtime: WorkRuntime) -> None:
+    launcher = r.site.launch.with_
+    if step.tasks > 1 and launcher == "none":
+        message = (
+            f"a step of {step.tasks} ranks needs a launcher, and site {r.site.name} has none "
+            "(launch.with: none)"
+        )
+        hint = "set tp and pp to 1 here, or use a site with srun or mpirun"
+        r.error("site.launch-impossible", message, "parallelism", hint=hint)
+    if runtime.image and runtime.container == "none":
+        message = f"an image is given, but site {r.site.name} starts no containers"
+        hint = "use runtime.venv, or state container.runtime in the site file"
+        r.error("site.launch-impossible", message, "runtime", hint=hint)
+    if runtime.container == "pyxis" and launcher != "srun":
+        message = f"pyxis images are started by srun, and site {r.site.name} uses {launcher}"
+        r.error("site.launch-impossible", message, "runtime", hint="set launch.with: srun")
+
+
+def _time(r: _Resolver, partition: Partition, name: str) -> int | None:
+    if r.site.scheduler.type == "local":
+        return None
+    wanted, limit = r.job.resources.time, partition.time_limit
+    if wanted is None and limit is None:
+        hint = "set resources.time, for instance 4h"
+        r.error(
+            "plan.time-missing", f"no time is given, nor a limit of {name}", "resources", hint=hint
+        )
+    if wanted is not None and limit is not None and wanted > limit:
+        message = f"{format_duration(wanted)} are over the {format_duration(limit)} of {name}"
+        hint = f"ask for at most {format_duration(limit)}; a run goes on in the next job"
+        r.error("plan.time-over-limit", message, "resources", "time", hint=hint)
+    if wanted is not None:
+        r.from_job("resources.time", format_duration(wanted))
+    elif limit is not None:
+        r.decide("resources.time", format_duration(limit), f"the limit of {name}")
+    return wanted or limit
+
+
+def _plan(
+    r: _Resolver, name: str, layout: Layout, step: Step, runtime: WorkRuntime, time_s: int | None
+) -> Plan:
+    for key in ("warn_before", "attempts", "max_bad_fraction"):
+        r.from_job(f"limits.{key}", getattr(r.job.limits, key))
+    gpus = r.site.partitions[name].gpus
+    directives = (
+        slurm_directives(r.job, r.site, name, layout, step, time_s=time_s) if time_s else ()
+    )
+    return Plan(
+        name=r.job.name,
+        site=r.site.name,
+        scheduler=r.site.scheduler.type,
+        engine=r.job.engine,
+        model=r.job.model,
+        model_path=r.facts.model_path,
+        layout=layout,
+        step=step,
+        launcher=r.site.launch.with_,
+        mpi=r.site.launch.mpi,
+        forced_binding=gpus is not None and gpus.forced_binding,
+        runtime=runtime,
+        directives=directives,
+        restart=r.site.scheduler.restart,
+        warn_before_s=int(r.job.limits.warn_before),
+        attempts=r.job.limits.attempts,
+        max_bad_fraction=r.job.limits.max_bad_fraction,
+        engine_options=r.job.engine_options,
+        env={**r.site.env, **r.job.env},
+    )

@@ -1,0 +1,291 @@
+"""From a job file to everything that is known before anything is written.
+
+`prepare` reads the job, the site, the input's file list and the model's small files, and gives
+the plan, the identity of the run and the text of every file of the run directory. It writes
+nothing: ``plan``, ``render``, ``submit --dry-run`` and ``submit`` all begin here and so cannot
+disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from launcher import resources
+from launcher.checkpoints import Checkpoint, FoundModel, find_model
+from launcher.data.inputs import freeze, total_bytes
+from launcher.data.prompts import check_prompt
+from launcher.data.rows import sample
+from launcher.errors import Location, PlanError, Problem, SpecError
+from launcher.jobzip import build_zip
+from launcher.plan.capabilities import ENGINES
+from launcher.plan.grid import make_grid
+from launcher.plan.resolve import Facts, Resolution, resolve
+from launcher.plan.types import InputFile, ModelRef, PromptSpec, RunIdentity, Sampling
+from launcher.render.job import render_job
+from launcher.rundir import RunDir
+from launcher.sites import LoadedSite, choose_site
+from launcher.spec.decode import decode
+from launcher.spec.job import JobSpec
+from launcher.spec.leaves import Text
+from launcher.spec.rules import read_job
+from launcher.spec.source import Source, overlay, parse, with_setting
+
+__all__ = ["Prepared", "prepare", "run_directory_files"]
+
+SAMPLED_ROWS = 100
+_IMAGE_FILES = (".sif", ".sqsh", ".img")
+
+
+class Defaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``defaults.yaml`` of a user: what would be the same in every job file."""
+
+    account: Text | None = None
+    partition: Text | None = None
+    image: Text | None = None
+    site: Text | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A job that can run: what it is, how it will be done, and where.
+
+    Attributes
+    ----------
+    job_text
+        The job file as it was read, for the run directory.
+    warnings
+        What deserves a look and stops nothing.
+    """
+
+    job: JobSpec
+    job_text: str
+    site: LoadedSite
+    resolution: Resolution
+    identity: RunIdentity
+    run: RunDir
+    warnings: tuple[Problem, ...]
+
+
+def prepare(
+    job_file: Path,
+    *,
+    site: str | None = None,
+    settings: Sequence[str] = (),
+    limit: int | None = None,
+) -> Prepared:
+    """Read, check and plan the job in ``job_file``.
+
+    Parameters
+    ----------
+    site
+        Name or path of a site file; None to detect it.
+    settings
+        ``key.path=value`` pairs that replace values of the job file.
+    limit
+        Only the first so many rows of the input, in a run directory of their own.
+
+    Raises
+    ------
+    SpecError
+        A file is missing or wrong, with every problem of that file.
+    PlanError
+        The job cannot run on the site.
+    """
+    text = _read_text(job_file)
+    source = parse(str(job_file), text)
+    for setting in settings:
+        source = with_setting(source, setting)
+    source, default_site = _with_defaults(source)
+    base = job_file.absolute().parent
+    job = _with_absolute_runtime(read_job(source), base)
+    chosen = choose_site(site or default_site, partition=job.resources.partition)
+    model = _model(job, base, source)
+    resolution = resolve(
+        job,
+        chosen.spec,
+        job_source=source,
+        site_source=chosen.source,
+        facts=_facts(model),
+    )
+    identity, input_warnings = _identity(job, source, base, model.checkpoint, limit)
+    run = _run_dir(job, base, source.at("$.output.path"), limit)
+    return Prepared(
+        job=job,
+        job_text=text,
+        site=chosen,
+        resolution=resolution,
+        identity=identity,
+        run=run,
+        warnings=(*resolution.warnings, *input_warnings),
+    )
+
+
+def run_directory_files(prepared: Prepared, *, plan_number: str) -> dict[str, bytes]:
+    """Every file of the run directory before its job starts, by its path in it."""
+    plan = prepared.resolution.plan
+    lib, archive = build_zip()
+    texts = render_job(
+        plan,
+        plan_number=plan_number,
+        run_dir=PurePosixPath(prepared.run.path),
+        lib=lib,
+        templates=resources.templates(),
+    )
+    texts["job.yaml"] = prepared.job_text
+    texts["site.yaml"] = prepared.site.text
+    texts["run.json"] = _json(prepared.identity.to_json())
+    texts[f"plans/{plan_number}.json"] = _json(plan.to_json())
+    return {**{name: text.encode() for name, text in texts.items()}, f"lib/{lib}": archive}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = getattr(exc, "strerror", None) or "it is not UTF-8 text"
+        problem = Problem("spec.unreadable", f"cannot read {path}: {reason}")
+        raise SpecError(problem) from exc
+
+
+def _with_defaults(source: Source) -> tuple[Source, str | None]:
+    """The job over the user's ``defaults.yaml``, and the site named there."""
+    places = (place / "defaults.yaml" for place in resources.config_directories())
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return source, None
+    given = parse(str(path), _read_text(path))
+    defaults = decode(given, Defaults)
+    runtime = source.data.get("runtime")
+    homes = {"account": "resources", "partition": "resources", "image": "runtime"}
+    if isinstance(runtime, dict) and "venv" in runtime:
+        del homes["image"]  # the job has chosen how it runs
+    for key, home in homes.items():
+        if getattr(defaults, key) is not None:
+            source = overlay(source, _nested(given, key, home))
+    return source, defaults.site
+
+
+def _nested(given: Source, key: str, home: str) -> Source:
+    """One value of ``given`` as a file that holds only ``home: {key: value}``."""
+    where = given.at(f"$.{key}")
+    places = dict.fromkeys(("$", f"$.{home}", f"$.{home}.{key}"), where)
+    return Source(given.path, {home: {key: given.data[key]}}, places, places)
+
+
+def _with_absolute_runtime(job: JobSpec, base: Path) -> JobSpec:
+    """Paths of ``runtime`` start at the job file; an image may also be a registry's name."""
+    runtime = job.runtime
+    image = runtime.image
+    if image is not None and (image.endswith(_IMAGE_FILES) or (base / image).exists()):
+        image = str(base / image)
+    return msgspec.structs.replace(
+        job,
+        runtime=msgspec.structs.replace(
+            runtime,
+            image=image,
+            venv=str(base / runtime.venv) if runtime.venv else None,
+            mounts=[str(base / mount) for mount in runtime.mounts],
+        ),
+    )
+
+
+def _model(job: JobSpec, base: Path, source: Source) -> FoundModel:
+    if not ENGINES[job.engine].needs_model:
+        return FoundModel(checkpoint=None, shape=None)
+    return find_model(job.model, base=base, where=source.at("$.model"))
+
+
+def _facts(model: FoundModel) -> Facts:
+    checkpoint = model.checkpoint
+    return Facts(
+        shape=model.shape,
+        model_path=str(checkpoint.path) if checkpoint else None,
+        chat_template=checkpoint.chat_template if checkpoint else None,
+        own_python=sys.executable,
+    )
+
+
+def _identity(
+    job: JobSpec, source: Source, base: Path, checkpoint: Checkpoint | None, limit: int | None
+) -> tuple[RunIdentity, list[Problem]]:
+    where = source.at("$.input.path")
+    paths = [job.input.path] if isinstance(job.input.path, str) else job.input.path
+    inputs = freeze(paths, base=base, where=where)
+    prompt = PromptSpec(
+        prompt=job.input.prompt,
+        messages=tuple((m.role, m.content) for m in job.input.messages or ()),
+        chat=job.input.chat,
+    )
+    warnings = _check_input(inputs, prompt, source)
+    return RunIdentity(
+        name=job.name,
+        model=ModelRef(
+            name=job.model,
+            path=str(checkpoint.path) if checkpoint else None,
+            digest=checkpoint.digest if checkpoint else None,
+        ),
+        inputs=inputs,
+        prompt=prompt,
+        sampling=Sampling(
+            **{**msgspec.structs.asdict(job.sampling), "stop": tuple(job.sampling.stop)}
+        ),
+        grid=make_grid(total_bytes(inputs) if limit is None else _bytes_of_rows(inputs, limit)),
+        keep=job.output.keep if isinstance(job.output.keep, str) else tuple(job.output.keep),
+    ), warnings
+
+
+def _check_input(
+    inputs: tuple[InputFile, ...], prompt: PromptSpec, source: Source
+) -> list[Problem]:
+    """Warnings about the first rows; what none of them can pass is an error."""
+    rows = sample(inputs, SAMPLED_ROWS)
+    if not rows:
+        hint = "point input.path at files with one row a line"
+        problem = Problem("input.empty", "the input holds no rows", source.at("$.input.path"), hint)
+        raise SpecError(problem)
+    key = "prompt" if prompt.prompt is not None else "messages" if prompt.messages else "path"
+    problems = check_prompt(prompt, rows, where=source.at(f"$.input.{key}"))
+    if any(p.severity == "error" for p in problems):
+        raise SpecError(problems)
+    return problems
+
+
+def _bytes_of_rows(inputs: tuple[InputFile, ...], limit: int) -> int:
+    """Bytes up to the end of the first ``limit`` rows of the concatenation."""
+    rows = sample(inputs, limit + 1)
+    if len(rows) <= limit:
+        return total_bytes(inputs)
+    return total_bytes(inputs[: rows[limit].file]) + rows[limit].offset
+
+
+def _run_dir(job: JobSpec, base: Path, where: Location, limit: int | None) -> RunDir:
+    path = Path(base / Path(job.output.path).expanduser()).absolute()
+    path = Path(*(path.parts[:1]), *_normal(path.parts[1:]))
+    if limit is not None:
+        path = path.with_name(f"{path.name}.first-{limit}")
+    if ":" in str(path):
+        message = f"a run directory cannot hold a colon: {path}"
+        hint = "PYTHONPATH and container mounts are split at colons; choose another output.path"
+        raise PlanError(Problem("plan.run-directory", message, where, hint))
+    return RunDir(path)
+
+
+def _normal(parts: Sequence[str]) -> list[str]:
+    """``parts`` without ``..``, as text: the directory need not exist yet."""
+    kept: list[str] = []
+    for part in parts:
+        if part == "..":
+            del kept[-1:]
+        else:
+            kept.append(part)
+    return kept
+
+
+def _json(data: object) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

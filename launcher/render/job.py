@@ -1,0 +1,88 @@
+"""A plan to the files of a run that people read: ``script.sh`` and ``engine.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from launcher.plan.directives import cpus_per_task
+from launcher.plan.types import Plan
+from launcher.render.engine import render_template
+from launcher.render.quoting import Raw, shell_value
+from launcher.render.step import step_words
+
+__all__ = ["engine_arguments", "render_job"]
+
+
+def render_job(
+    plan: Plan,
+    *,
+    plan_number: str,
+    run_dir: PurePosixPath,
+    lib: str,
+    templates: Mapping[str, str],
+) -> dict[str, str]:
+    """The text files of a run, by their path below ``run_dir``.
+
+    Parameters
+    ----------
+    plan_number
+        Name of the plan below ``plans/``, such as ``0001``.
+    run_dir
+        Absolute path of the run directory on the compute nodes.
+    lib
+        File name of the in-job zip below ``lib/``.
+    templates
+        Every template by its path, such as ``slurm/script.sh.j2``.
+
+    Raises
+    ------
+    RenderError
+        ``template.broken`` when a template and the plan disagree.
+    """
+    allocation = plan.layout.allocation
+    words = " \\\n    ".join(shell_value(word) for word in step_words(plan, run_dir))
+    context = {
+        "directives": plan.directives,
+        "log_pattern": _log_pattern(run_dir, array=allocation.count > 1),
+        "run_dir": run_dir,
+        "plan_number": plan_number,
+        "env": [(Raw(name), value) for name, value in plan.env.items()],
+        "modules": plan.runtime.modules,
+        "venv": plan.runtime.venv,
+        "lib": lib,
+        "cpus_per_task": cpus_per_task(plan.layout, plan.step) if plan.launcher == "srun" else None,
+        "step_words": Raw(words),
+        "replicas": plan.layout.replicas,
+        "replicas_per_allocation": allocation.replicas,
+    }
+    files = {"script.sh": render_template(f"{plan.scheduler}/script.sh.j2", templates, context)}
+    if plan.engine == "tensorrt-llm":
+        files["engine.yaml"] = yaml.safe_dump(engine_arguments(plan), sort_keys=False)
+    return files
+
+
+def engine_arguments(plan: Plan) -> dict[str, Any]:
+    """Every argument of TensorRT-LLM's ``LLM``, once.
+
+    Names are those of ``TorchLlmArgs`` (``tensorrt_llm/llmapi/llm_args.py``). ``gpus_per_node``
+    is explicit because its default is whatever the calling process happens to see.
+    """
+    cut = plan.layout.cut
+    arguments: dict[str, Any] = {
+        "model": plan.model_path or plan.model,
+        "tensor_parallel_size": cut.tp,
+        "pipeline_parallel_size": cut.pp,
+        "gpus_per_node": max(p.local_rank for p in plan.layout.placements) + 1,
+    }
+    if cut.ep > 1:
+        arguments["moe_expert_parallel_size"] = cut.ep
+    return arguments | plan.engine_options
+
+
+def _log_pattern(run_dir: PurePosixPath, *, array: bool) -> str:
+    """``--output`` of the batch script; ``%`` starts a replacement symbol there (sbatch(1))."""
+    return f"{run_dir}/logs/".replace("%", "%%") + ("%A_%a.log" if array else "%j.log")

@@ -1,0 +1,75 @@
+"""How a Python value becomes text in a script. The only place that decides.
+
+Two languages meet in a batch script: shell words, and the options on ``#SBATCH`` lines, which
+Slurm reads with a tokeniser of its own. Each has one function here.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import PurePath
+
+__all__ = ["Raw", "sbatch_value", "shell_value"]
+
+_BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:%=,@+")
+
+
+class Raw(str):
+    """Shell text that is right as it is. Making one is a reviewed act."""
+
+    __slots__ = ()
+
+
+def shell_value(value: object) -> str:
+    r"""Quote ``value`` for a word of bash: the ``finalize`` hook of every template.
+
+    Text with control characters becomes ``$'…'`` with escapes, so that a rendered script is
+    printable whatever is in it.
+
+    Raises
+    ------
+    TypeError
+        For None, booleans and containers, whose text in a script would be an accident.
+    ValueError
+        For NUL, which no shell word can hold.
+    """
+    if isinstance(value, Raw):
+        return value
+    if isinstance(value, bool) or not isinstance(value, str | int | PurePath):
+        raise TypeError(f"a {type(value).__name__} has no form in a script: {value!r}")
+    text = str(value)
+    if "\0" in text:
+        raise ValueError("a shell word cannot hold NUL")
+    return shlex.quote(text) if text.isprintable() else _ansi_c(text)
+
+
+def _ansi_c(text: str) -> str:
+    r"""``text`` as ``$'…'``; non-printable characters as bytes, which no locale can change."""
+    escapes = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t"}
+    return "$'" + "".join(escapes.get(c) or _escaped(c) for c in text) + "'"
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable():
+        return char
+    return "".join(f"\\x{byte:02x}" for byte in char.encode())
+
+
+def sbatch_value(value: object) -> Raw:
+    r"""Quote ``value`` for a ``#SBATCH`` line, whose rules are not the shell's.
+
+    There a backslash escapes even inside single quotes, an unquoted ``#`` ends the line and a
+    line break always ends the directive, so `shlex.quote` would be wrong (Slurm,
+    ``src/sbatch/opt.c``, ``get_argument``).
+
+    Raises
+    ------
+    ValueError
+        For line breaks and other control characters.
+    """
+    text = str(value)
+    if not text.isprintable():
+        raise ValueError(f"a #SBATCH value cannot hold control characters: {text!r}")
+    if text and _BARE.issuperset(text):
+        return Raw(text)
+    return Raw('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"')

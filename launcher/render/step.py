@@ -1,0 +1,87 @@
+"""The command that starts one replica's ranks, as words: srun, mpirun or nothing at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from launcher.plan.directives import cpus_per_task
+from launcher.plan.types import Plan
+
+__all__ = ["step_words"]
+
+Word = str | int | PurePosixPath
+
+
+def step_words(plan: Plan, run_dir: PurePosixPath) -> tuple[Word, ...]:
+    """The words before the arguments of ``launcher.runner.rank``, unquoted."""
+    return (*_LAUNCHERS[plan.launcher](plan, run_dir), *_apptainer(plan, run_dir), *_python(plan))
+
+
+def _python(plan: Plan) -> Iterator[Word]:
+    runtime = plan.runtime
+    # With a venv, PATH finds its interpreter, unless the user named one by path.
+    yield runtime.python
+    yield from ("-m", "launcher.runner.rank")
+
+
+def _srun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
+    step = plan.step
+    yield "srun"
+    # Without --overlap the steps of packed replicas run one after another (Slurm >= 20.11).
+    yield from ("--overlap", "--relative=0")
+    yield from (f"--nodes={step.nodes}", f"--ntasks={step.tasks}")
+    yield f"--ntasks-per-node={step.tasks_per_node}"
+    if (cpus := cpus_per_task(plan.layout, step)) is not None:
+        yield f"--cpus-per-task={cpus}"
+    # The second field's default is cyclic, which would scatter a TP group over sockets.
+    yield "--distribution=block:block"
+    yield "--kill-on-bad-exit=1"  # a dead rank leaves the others hanging in a collective
+    if plan.mpi is not None:
+        yield f"--mpi={plan.mpi}"
+    if plan.forced_binding:
+        yield "--gpu-bind=none"
+    yield from ("--label", "--unbuffered")
+    if plan.runtime.container == "pyxis" and plan.runtime.image:
+        yield f"--container-image={plan.runtime.image}"
+        mounts = ",".join(f"{m}:{m}" for m in (str(run_dir), *_mounts(plan)))
+        yield f"--container-mounts={mounts}"
+        yield from ("--no-container-mount-home", f"--container-workdir={run_dir}")
+
+
+def _mpirun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:  # noqa: ARG001 - as _srun
+    step = plan.step
+    names = sorted({*plan.env, "PYTHONPATH", "PYTHONUNBUFFERED", "PATH"})
+    if plan.mpi in ("hydra", "intel"):
+        yield from ("mpiexec", "-n", step.tasks, "-ppn", step.tasks_per_node)
+        yield from ("-genvlist", ",".join(names))
+        return
+    yield from ("mpirun", "-np", step.tasks, "--map-by", f"ppr:{step.tasks_per_node}:node")
+    # The engine pins its own threads; Open MPI would put each rank on one core.
+    yield from ("--bind-to", "none")
+    for name in names:
+        yield from ("-x", name)
+
+
+def _none(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:  # noqa: ARG001 - as _srun
+    yield from ()
+
+
+_LAUNCHERS = {"srun": _srun, "mpirun": _mpirun, "none": _none}
+
+
+def _apptainer(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
+    if plan.runtime.container != "apptainer" or not plan.runtime.image:
+        return
+    yield from ("apptainer", "exec", *(("--nv",) if plan.layout.allocation.gpus_per_node else ()))
+    for path in (str(run_dir), *_mounts(plan)):
+        yield from ("--bind", path)
+    yield from ("--pwd", run_dir, plan.runtime.image)
+
+
+def _mounts(plan: Plan) -> tuple[str, ...]:
+    """What the engine reads: the mounts of the job, and the model where no mount holds it."""
+    mounts = plan.runtime.mounts
+    model = plan.model_path
+    covered = model is None or any(PurePosixPath(model).is_relative_to(m) for m in mounts)
+    return mounts if covered else (*mounts, str(model))

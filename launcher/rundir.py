@@ -1,0 +1,208 @@
+"""The run directory: its names, and the only ways in which files appear in it.
+
+Two ways are enough: `publish` makes a file appear whole and only once (the first writer wins,
+whoever else tries), `replace` swaps a small file that one process owns. Nothing here trusts a
+listing, a clock or a lock: those differ between the nodes of a parallel file system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import OutputError, Problem, SpecError
+from launcher.plan.types import Plan, RunIdentity
+
+__all__ = ["RunDir", "publish", "replace"]
+
+_PART = re.compile(r"u(\d+)\.jsonl")
+SUBDIRECTORIES = (
+    "plans",
+    "jobs",
+    "lib",
+    "control",
+    "workers",
+    "leases",
+    "parts",
+    "logs",
+    "metrics",
+)
+
+
+def publish(final: Path, data: bytes) -> bool:
+    """Make ``final`` appear with all of ``data``, or find that somebody else already did.
+
+    Returns
+    -------
+    bool
+        Whether this call created it. On False the file of the first writer stands.
+
+    Notes
+    -----
+    The data is on disk before its name is, and the name before this returns. ``link`` creates
+    or fails, on every file system with hard links; an error of it can follow a success on NFS
+    (link(2), BUGS), so the link count of our own file decides.
+    """
+    scratch = _scratch(final, data)
+    try:
+        created = _link(scratch, final)
+    finally:
+        scratch.unlink()
+    _sync_directory(final.parent)
+    return created
+
+
+def _link(scratch: Path, final: Path) -> bool:
+    failure: OSError | None = None
+    try:
+        os.link(scratch, final)
+    except OSError as exc:
+        failure = exc
+    if scratch.stat().st_nlink == 2:  # noqa: PLR2004 - its own name and the final one
+        return True
+    if failure is None or isinstance(failure, FileExistsError):
+        return False
+    raise failure
+
+
+def replace(final: Path, data: bytes) -> None:
+    """Put ``data`` in place of ``final``; a reader sees the old bytes or the new ones."""
+    _scratch(final, data).replace(final)
+
+
+def _scratch(final: Path, data: bytes) -> Path:
+    scratch = final.with_name(f".{final.name}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    except BaseException:
+        scratch.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    return scratch
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run on disk. Reading it never writes."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """The run at ``path``.
+
+        Raises
+        ------
+        SpecError
+            ``rundir.missing`` when no run was ever written there.
+        """
+        run = cls(path.absolute())
+        if not run.identity_path.is_file():
+            raise SpecError(
+                Problem(
+                    "rundir.missing",
+                    f"{path} is no run directory: it has no run.json",
+                    hint="give the job's output.path, or a name from `hpc-llm list`",
+                )
+            )
+        return run
+
+    def create(self) -> None:
+        """Make the directory and its subdirectories, as far as they are missing."""
+        for name in SUBDIRECTORIES:
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def identity_path(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def done_path(self) -> Path:
+        return self.path / "DONE"
+
+    @property
+    def stop_path(self) -> Path:
+        return self.path / "control" / "STOP"
+
+    def part_path(self, unit: int) -> Path:
+        return self.path / "parts" / f"u{unit:06}.jsonl"
+
+    def plan_path(self, number: str) -> Path:
+        return self.path / "plans" / f"{number}.json"
+
+    def metrics_path(self, worker: str) -> Path:
+        return self.path / "metrics" / f"{worker}.jsonl"
+
+    def identity(self) -> RunIdentity:
+        return RunIdentity.from_json(_read_json(self.identity_path))
+
+    def plan(self, number: str) -> Plan:
+        return Plan.from_json(_read_json(self.plan_path(number)))
+
+    def plan_numbers(self) -> list[str]:
+        """Numbers of all plans, oldest first."""
+        return sorted(p.stem for p in (self.path / "plans").glob("[0-9][0-9][0-9][0-9].json"))
+
+    def published_units(self) -> set[int]:
+        """Units whose part is out, from one listing and no stat."""
+        with os.scandir(self.path / "parts") as entries:
+            return {int(m[1]) for e in entries if (m := _PART.fullmatch(e.name))}
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every job of this run: those submitted, and those started by hand, oldest first.
+
+        Each has at least ``id`` and ``process`` (None where only the scheduler knows it).
+        """
+        found = {e["id"]: e for e in map(_read_json, (self.path / "jobs").glob("*.submitted"))}
+        for entry in self.registrations():
+            id_ = entry["job"]
+            if id_ not in found and id_.partition("_")[0] not in found:
+                found[id_] = {"id": id_, "process": entry["process"], "submitted": entry["started"]}
+        return sorted(found.values(), key=lambda entry: (entry["submitted"], entry["id"]))
+
+    def registrations(self) -> list[dict[str, Any]]:
+        """What each start of a job has written about itself, oldest first."""
+        found = [_read_json(p) for p in (self.path / "jobs").glob("*.json")]
+        return sorted(found, key=lambda entry: (entry["started"], entry["job"], entry["restart"]))
+
+    def outcome_path(self, job: str, restart: int, replica: int, outcome: str) -> Path:
+        """The file that says how one step ended; the batch script looks for it by name."""
+        return self.path / "jobs" / f"{job}.{restart}.s{replica}.{outcome}"
+
+    def outcomes(self, job: str, restart: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """``(outcome, details)`` of each ended step of one start of a job."""
+        for path in sorted((self.path / "jobs").glob(f"{_globbed(job)}.{restart}.s*.*")):
+            yield path.suffix[1:], _read_json(path)
+
+
+def _globbed(text: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise OutputError(Problem("rundir.damaged", f"cannot read {path}: {exc}")) from exc
+    if not isinstance(data, dict):
+        raise OutputError(Problem("rundir.damaged", f"{path} does not hold an object"))
+    return data

@@ -1,0 +1,66 @@
+"""The process of one replica: runs it, and leaves a file that says how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.errors import HpcLlmError, Problem
+from launcher.rundir import RunDir, publish
+from launcher.runner.identity import worker_name
+from launcher.runner.replica import ReplicaTask, run_replica
+
+__all__ = ["add_arguments", "main", "write_outcome"]
+
+EXIT_CODES = {"done": 0, "failed": 7, "resumable": 75}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that the batch script gives to every rank."""
+    parser.add_argument("--plan", required=True, help="number of the plan, such as 0001")
+    parser.add_argument("--replica", required=True, type=int)
+    parser.add_argument("--job", required=True, help="the scheduler's id of this job")
+    parser.add_argument("--restart", required=True, type=int, help="how often it was requeued")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one replica of the run in the working directory."""
+    parser = argparse.ArgumentParser(prog="launcher.runner", description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    run = RunDir(Path.cwd())
+    worker = worker_name(args.job, args.restart, args.replica)
+    task = ReplicaTask(run=run, plan_number=args.plan, replica=args.replica, worker=worker)
+    outcome, problems = _attempt(task)
+    task.say(outcome)
+    write_outcome(run, args, outcome, problems)
+    return EXIT_CODES[outcome]
+
+
+def _attempt(task: ReplicaTask) -> tuple[str, list[Problem]]:
+    try:
+        return ("done" if run_replica(task) else "resumable"), []
+    except HpcLlmError as exc:
+        for problem in exc.problems:
+            task.say(str(problem))
+        return "failed", list(exc.problems)
+    except Exception as exc:  # noqa: BLE001 - the outermost frame: recorded, and never swallowed
+        traceback.print_exc()
+        return "failed", [Problem("run.bug", f"{type(exc).__name__}: {exc}")]
+
+
+def write_outcome(
+    run: RunDir, args: argparse.Namespace, outcome: str, problems: Sequence[Problem]
+) -> None:
+    """Publish how this step ended, once: an outcome that stands already is kept."""
+    details = {"replica": args.replica, "problems": [p.to_json() for p in problems]}
+    path = run.outcome_path(args.job, args.restart, args.replica, outcome)
+    publish(path, json.dumps(details).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

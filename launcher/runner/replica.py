@@ -1,0 +1,168 @@
+"""One replica from start to outcome: anything left to do, engine, rows, and a clean leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from launcher.data.inputs import changed
+from launcher.data.leases import Heartbeat, Leases
+from launcher.engines.base import EngineSetup
+from launcher.engines.registry import create
+from launcher.errors import Problem, RunError
+from launcher.plan.grid import count
+from launcher.plan.types import Plan, RunIdentity
+from launcher.rundir import RunDir, publish
+from launcher.runner.dispatch import Dispatcher
+from launcher.telemetry.metrics import Beat, MetricsLog
+
+__all__ = ["ReplicaTask", "run_replica"]
+
+BEAT_S = 2.0
+# Left for closing the engine and releasing what is held, of the time before the limit.
+CLOSING_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaTask:
+    """Which replica of which run this process is, under which plan."""
+
+    run: RunDir
+    plan_number: str
+    replica: int
+    worker: str
+
+    def say(self, text: str) -> None:
+        """One line into the step's log, with the time of day."""
+        print(f"[{time.strftime('%H:%M:%S')}] replica {self.replica}: {text}", flush=True)  # noqa: T201 - the log
+
+
+def run_replica(task: ReplicaTask) -> bool:
+    """Work until every unit is published or it is time to leave.
+
+    Returns
+    -------
+    bool
+        Whether nothing is left to do. False: stopped early, resumable.
+
+    Raises
+    ------
+    RunError
+        ``input.changed`` when the input is not what it was at submission; whatever the engine
+        raised when it could not start or died.
+    """
+    identity, plan = task.run.identity(), task.run.plan(task.plan_number)
+    if differences := changed(identity.inputs):
+        hint = "restore the files, or start a new run with another output.path"
+        raise RunError(Problem("input.changed", "; ".join(differences[:5]), hint=hint))
+    with Heartbeat(task.run, task.worker):
+        leases = Leases(task.run, task.worker)
+        return asyncio.run(_work(task, identity, plan, leases))
+
+
+async def _work(task: ReplicaTask, identity: RunIdentity, plan: Plan, leases: Leases) -> bool:
+    metrics = MetricsLog(task.run.metrics_path(task.worker))
+    dispatcher = Dispatcher(
+        run=task.run,
+        identity=identity,
+        plan_number=task.plan_number,
+        leases=leases,
+        published=metrics.write,
+    )
+    try:
+        first = dispatcher.claim()
+        if first is None:  # before anything heavy is imported
+            task.say("no unit is left to claim")
+            return True
+        with _beats(task, dispatcher, metrics):
+            return await _until_told_to_leave(task, plan, dispatcher, first)
+    finally:
+        metrics.close()
+
+
+async def _until_told_to_leave(
+    task: ReplicaTask, plan: Plan, dispatcher: Dispatcher, first: int
+) -> bool:
+    """Answer until the end; on SIGUSR1 let what is in flight end, on SIGTERM do not."""
+    loop = asyncio.get_running_loop()
+    work = asyncio.ensure_future(_answer(task, plan, dispatcher, first))
+
+    def leave(patience_s: float) -> None:
+        task.say(f"leaving: what is in flight has {patience_s:.0f} s to end")
+        starting = dispatcher.phase == "starting"
+        dispatcher.leave()
+        loop.call_later(0.0 if starting else patience_s, work.cancel)
+
+    loop.add_signal_handler(signal.SIGUSR1, leave, max(0.0, plan.warn_before_s - CLOSING_S))
+    loop.add_signal_handler(signal.SIGTERM, leave, 0.0)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        return False
+
+
+async def _answer(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher, first: int) -> bool:
+    engine = create(plan.engine, _setup(plan))
+    started = time.monotonic()
+    try:
+        window = (await engine.start()).max_in_flight
+        took = time.monotonic() - started
+        task.say(f"engine {plan.engine} is ready after {took:.1f} s, window {window}")
+        done = await dispatcher.work(engine, window, first)
+        if done:
+            finish(task.run)
+        return done
+    finally:
+        await engine.close()
+
+
+def _setup(plan: Plan) -> EngineSetup:
+    """The engine's view of the plan; CPU threads are shared by the replicas of this node."""
+    cores = len(os.sched_getaffinity(0))
+    return EngineSetup(
+        model_path=plan.model_path,
+        cut=plan.layout.cut,
+        options=plan.engine_options,
+        threads=max(1, cores // plan.layout.allocation.replicas),
+    )
+
+
+def finish(run: RunDir) -> None:
+    """Write DONE: every unit is published. Whoever sees it first does; once is enough."""
+    publish(run.done_path, json.dumps({"units": count(run.identity().grid)}).encode())
+
+
+@contextlib.contextmanager
+def _beats(task: ReplicaTask, dispatcher: Dispatcher, metrics: MetricsLog) -> Iterator[None]:
+    """Report how the worker stands every few seconds, at the start and at the end."""
+
+    def write(phase: str) -> None:
+        t = dispatcher.totals
+        metrics.write(
+            Beat(
+                replica=task.replica,
+                phase=phase,
+                rows=t.rows,
+                in_flight=t.in_flight,
+                prompt_tokens=t.prompt_tokens,
+                completion_tokens=t.completion_tokens,
+            )
+        )
+
+    async def repeat() -> None:
+        while True:
+            write(dispatcher.phase)
+            await asyncio.sleep(BEAT_S)
+
+    ticker = asyncio.ensure_future(repeat())
+    try:
+        yield
+    finally:
+        ticker.cancel()
+        write("ended")

@@ -1,0 +1,52 @@
+"""The user's list of runs: names for run directories, in ``~/.local/state/hpc-llm/runs``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.errors import Problem, SpecError
+from launcher.resources import state_home
+from launcher.rundir import RunDir, replace
+
+__all__ = ["find_run", "known_runs", "remember"]
+
+
+def remember(run: RunDir, environ: Mapping[str, str] = os.environ) -> None:
+    """Put ``run`` on the list, under the name of its directory."""
+    directory = state_home(environ) / "runs"
+    directory.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(str(run.path).encode()).hexdigest()[:12]
+    replace(directory / digest, str(run.path).encode())
+
+
+def known_runs(environ: Mapping[str, str] = os.environ) -> list[RunDir]:
+    """The runs on the list that still exist, by path."""
+    directory = state_home(environ) / "runs"
+    entries = directory.iterdir() if directory.is_dir() else ()
+    paths = {Path(e.read_text()) for e in entries if not e.name.startswith(".")}
+    return [RunDir(path) for path in sorted(paths) if (path / "run.json").is_file()]
+
+
+def find_run(given: str, environ: Mapping[str, str] = os.environ) -> RunDir:
+    """The run at the path ``given``, or of that name on the list.
+
+    A name is the job's, or the last part of the run directory.
+
+    Raises
+    ------
+    SpecError
+        ``rundir.missing``, or ``rundir.ambiguous`` when several runs have the name.
+    """
+    if Path(given).exists():
+        return RunDir.open(Path(given))
+    named = [r for r in known_runs(environ) if given in (r.path.name, r.identity().name)]
+    if len(named) > 1:
+        message = f"several runs are called {given}: {', '.join(str(r.path) for r in named)}"
+        raise SpecError(Problem("rundir.ambiguous", message, hint="give the path"))
+    if not named:
+        hint = "give the job's output.path, or a name from `hpc-llm list`"
+        raise SpecError(Problem("rundir.missing", f"no run at or called {given!r}", hint=hint))
+    return named[0]

@@ -1,0 +1,73 @@
+"""What hpc-llm asks of any scheduler, and no more."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from launcher.process import ProcessIds
+
+__all__ = ["JobRef", "JobState", "Scheduler", "clean_environment"]
+
+
+class JobState(enum.Enum):
+    """A job as its scheduler sees it.
+
+    ``ENDED`` is over, and the scheduler cannot say how; ``LOST`` is not over: the scheduler
+    just does not know it.
+    """
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    PREEMPTED = "preempted"
+    ENDED = "ended"
+    LOST = "lost"
+
+    @property
+    def live(self) -> bool:
+        """Whether work may still come from it, as far as anybody knows."""
+        return self in {JobState.QUEUED, JobState.RUNNING, JobState.LOST}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRef:
+    """A submitted job: the scheduler's id, and on this machine its process."""
+
+    id: str
+    process: ProcessIds | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> JobRef:
+        process = data.get("process")
+        return cls(id=data["id"], process=ProcessIds(**process) if process else None)
+
+
+class Scheduler(Protocol):
+    """Submit a script, ask after jobs, cancel them. Implementations raise `SchedulerError`."""
+
+    def submit(self, script: Path) -> JobRef:
+        """Start or queue ``script``, whose directory is the run's."""
+
+    def states(self, jobs: Sequence[JobRef]) -> Mapping[str, JobState]:
+        """The state of every one of ``jobs``, by id."""
+
+    def cancel(self, jobs: Sequence[JobRef]) -> None:
+        """End ``jobs``; those that are over already are no error."""
+
+
+def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` without what a surrounding job or MPI left in it.
+
+    sbatch reads ``SBATCH_*`` and ``SLURM_*`` as options, so that a submission from inside a
+    job would inherit that job's shape.
+    """
+    foreign = ("SLURM_", "SBATCH_", "SRUN_", "PMI", "OMPI_", "HPC_LLM_LOCAL_")
+    return {name: value for name, value in environ.items() if not name.startswith(foreign)}

@@ -1,0 +1,96 @@
+"""Which site this is: named, remembered in the environment, or recognised."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.errors import Problem, SpecError
+from launcher.resources import find_site, site_names
+from launcher.spec.rules import read_site
+from launcher.spec.site import SiteSpec
+from launcher.spec.source import Source, parse
+
+__all__ = ["LoadedSite", "choose_site", "load_site"]
+
+
+class LoadedSite:
+    """A site file: its typed form, the text it came from, and why it was chosen."""
+
+    def __init__(self, spec: SiteSpec, source: Source, text: str, reason: str) -> None:
+        self.spec, self.source, self.text, self.reason = spec, source, text, reason
+
+
+def load_site(name: str, reason: str) -> LoadedSite:
+    """Read the site called ``name``, or the file at that path.
+
+    Raises
+    ------
+    SpecError
+        ``site.unknown``, ``spec.unreadable``, or what is wrong inside.
+    """
+    entry = find_site(name)
+    try:
+        text = entry.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        hint = "see `hpc-llm site list` for the sites there are"
+        raise SpecError(
+            Problem("spec.unreadable", f"cannot read {entry}: {exc}", hint=hint)
+        ) from exc
+    source = parse(str(entry), text)
+    return LoadedSite(read_site(source), source, text, reason)
+
+
+def choose_site(
+    named: str | None, *, partition: str | None, environ: Mapping[str, str] = os.environ
+) -> LoadedSite:
+    """The site that ``--site`` names, else ``$HPC_LLM_SITE``, else the one recognised here.
+
+    A machine without Slurm is the site ``local``, unless the job names a partition.
+
+    Raises
+    ------
+    SpecError
+        ``site.undetected`` when no site or several match.
+    """
+    if named:
+        return load_site(named, "--site")
+    if from_environment := environ.get("HPC_LLM_SITE"):
+        return load_site(from_environment, "$HPC_LLM_SITE")
+    matching = [name for name in site_names(environ) if _matches(load_site(name, "").spec)]
+    if len(matching) == 1:
+        return load_site(matching[0], "detected")
+    if not matching and partition is None and shutil.which("sbatch") is None:
+        return load_site("local", "no Slurm on this machine")
+    found = f"sites {', '.join(matching)} all match" if matching else "no site file matches"
+    hint = "name one with --site (`hpc-llm site list`), or write a site file for this cluster"
+    raise SpecError(Problem("site.undetected", f"{found} this machine", hint=hint))
+
+
+def _matches(site: SiteSpec) -> bool:
+    detect = site.detect
+    if detect.hostname and re.search(detect.hostname, socket.getfqdn()):
+        return True
+    return detect.cluster_name is not None and detect.cluster_name == _cluster_name()
+
+
+@functools.cache
+def _cluster_name() -> str | None:
+    """Slurm's ClusterName: from its configuration file, else from the controller."""
+    conf = Path(os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
+    texts = [conf.read_text(errors="replace")] if conf.is_file() else []
+    if not texts and shutil.which("scontrol"):
+        done = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, timeout=30, check=False
+        )
+        texts.append(done.stdout)
+    found = re.search(
+        r"^\s*ClusterName\s*=\s*(\S+)", "\n".join(texts), re.MULTILINE | re.IGNORECASE
+    )
+    return found[1] if found else None

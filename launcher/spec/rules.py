@@ -1,0 +1,261 @@
+"""What a job or site file may not say although each of its values is fine by itself.
+
+Only rules that one file decides. What depends on the model, or on job and site together, is
+for `launcher.plan`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jinja2 import TemplateSyntaxError, nodes
+from jinja2.sandbox import SandboxedEnvironment
+
+from launcher.errors import Problem, SpecError
+from launcher.spec.decode import decode
+from launcher.spec.job import JobSpec, Runtime
+from launcher.spec.site import EngineRuntime, Partition, SiteSpec
+from launcher.spec.source import Source, by_position, child, spoken
+
+__all__ = ["check_job", "check_site", "read_job", "read_site"]
+
+# Line breaks as Unicode counts them too: editors and terminals follow U+2028 and U+2029.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SECRET = re.compile(
+    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIALS)$", re.IGNORECASE
+)
+_RESERVED = re.compile(r"(?:HPC_LLM_|SLURM_|PMI|OMPI_).*|CUDA_VISIBLE_DEVICES", re.DOTALL)
+# These go to the engine or the prompt as data, never to a directive or a path.
+_FREE_TEXT = (
+    "$.input.prompt",
+    "$.input.messages",
+    "$.output.keep",
+    "$.sampling",
+    "$.engine_options",
+)
+_MPI = {
+    "srun": ("pmix", "pmi2", "cray_shasta", "none"),
+    "mpirun": ("openmpi4", "openmpi5", "hydra", "intel"),
+    "none": ("none",),
+}
+_TEMPLATES = SandboxedEnvironment()
+
+
+def read_job(source: Source) -> JobSpec:
+    """The job file in ``source``, checked.
+
+    Raises
+    ------
+    SpecError
+        Everything `launcher.spec.decode.decode` finds, else everything `check_job` finds.
+    """
+    job = decode(source, JobSpec)
+    if problems := check_job(job, source):
+        raise SpecError(problems)
+    return job
+
+
+def read_site(source: Source) -> SiteSpec:
+    """The site file in ``source``, checked.
+
+    Raises
+    ------
+    SpecError
+        Everything `launcher.spec.decode.decode` finds, else everything `check_site` finds.
+    """
+    site = decode(source, SiteSpec)
+    if problems := check_site(site, source):
+        raise SpecError(problems)
+    return site
+
+
+def check_job(job: JobSpec, source: Source) -> list[Problem]:
+    """All faults of a decoded job file, in the order of the file.
+
+    ``spec.conflict``, ``spec.control-character``, ``spec.invalid``, ``spec.reserved-env``,
+    ``spec.secret`` and ``spec.template``; none when the list is empty.
+    """
+    found = [
+        *_control_characters(source),
+        *_prompts(job, source),
+        *_templates(job, source),
+        *_two_runtimes(job.runtime, "$.runtime", source),
+        *_keep(job, source),
+        *_secrets(job.env, source),
+        *_reserved_names(job.env, source),
+    ]
+    return by_position(found, source)
+
+
+def check_site(site: SiteSpec, source: Source) -> list[Problem]:
+    """All faults of a decoded site file, in the order of the file.
+
+    ``spec.conflict``, ``spec.control-character``, ``spec.invalid`` and ``spec.secret``; none
+    when the list is empty.
+    """
+    found = [
+        *_control_characters(source),
+        *_secrets(site.env, source),
+        *_hostname(site, source),
+        *_launch(site, source),
+        *_engines(site, source),
+    ]
+    if not site.partitions:
+        hint = "describe at least one partition"
+        found.append(
+            Problem("spec.invalid", "`partitions` is empty", source.at("$.partitions"), hint)
+        )
+    for name, partition in site.partitions.items():
+        found += _rails(partition, child("$.partitions", name), source)
+    return by_position(found, source)
+
+
+def _control_characters(source: Source) -> Iterator[Problem]:
+    for field, text, is_key in _strings(source.data, "$"):
+        if field.startswith(_FREE_TEXT):
+            continue
+        # The script quotes a line break in an env value; nothing can quote a NUL.
+        allowed = field.startswith("$.env") and not is_key
+        found = re.search("\0", text) if allowed else _CONTROL.search(text)
+        if found:
+            where = source.key_at(field) if is_key else source.at(field)
+            what = "the name" if is_key else "the value"
+            message = f"{what} of {spoken(field)} holds the control character {found[0]!r}"
+            yield Problem("spec.control-character", message, where, "delete the character")
+
+
+def _strings(data: Any, at: str) -> Iterator[tuple[str, str, bool]]:
+    if isinstance(data, str):
+        yield at, data, False
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from _strings(value, child(at, index))
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            yield child(at, key), key, True
+            yield from _strings(value, child(at, key))
+
+
+def _prompts(job: JobSpec, source: Source) -> Iterator[Problem]:
+    if job.input.prompt is not None and job.input.messages is not None:
+        message = "`input.prompt` and `input.messages` are both given"
+        where = source.key_at("$.input.messages")
+        yield Problem("spec.conflict", message, where, "delete one of them")
+    for field, value in (
+        ("$.input.path", job.input.path),
+        ("$.input.messages", job.input.messages),
+    ):
+        if value == []:
+            hint = "list at least one, or delete the key"
+            yield Problem(
+                "spec.invalid", f"{spoken(field)} is an empty list", source.at(field), hint
+            )
+
+
+def _templates(job: JobSpec, source: Source) -> Iterator[Problem]:
+    texts = {"$.input.prompt": job.input.prompt or ""}
+    for index, turn in enumerate(job.input.messages or ()):
+        texts[f"$.input.messages[{index}].content"] = turn.content
+    for field, text in texts.items():
+        for line, fault in _template_faults(text):
+            message = f"line {line} of the template {spoken(field)}: {fault}"
+            hint = "write `{{ name }}` for a field of the row, and `{{ '{{' }}` for plain braces"
+            yield Problem("spec.template", message, source.at(field), hint)
+
+
+def _template_faults(text: str) -> Iterator[tuple[int, str]]:
+    # Parsed, not compiled: compiling folds constants, and "a" * 10**10 is one.
+    try:
+        tree = _TEMPLATES.parse(text)
+    except TemplateSyntaxError as exc:
+        yield exc.lineno, str(exc.message).lower().rstrip(".")
+    except (RecursionError, ValueError):
+        yield 1, "it nests too deep, or holds a number that is too long"
+    else:
+        for node in tree.find_all(nodes.Filter):
+            if node.name not in _TEMPLATES.filters:
+                yield node.lineno, f"no filter is named {node.name!r}"
+
+
+def _two_runtimes(runtime: Runtime | EngineRuntime, at: str, source: Source) -> Iterator[Problem]:
+    if runtime.image is not None and runtime.venv is not None:
+        message = f"{spoken(child(at, 'image'))} and {spoken(child(at, 'venv'))} are both given"
+        where = source.key_at(child(at, "venv"))
+        yield Problem("spec.conflict", message, where, "delete one of them")
+
+
+def _keep(job: JobSpec, source: Source) -> Iterator[Problem]:
+    names = [] if isinstance(job.output.keep, str) else job.output.keep
+    for index in _repeated(names):
+        message = f"`output.keep` names {names[index]!r} twice"
+        where = source.at(f"$.output.keep[{index}]")
+        yield Problem("spec.conflict", message, where, "delete one of them")
+
+
+def _repeated(names: list[str]) -> list[int]:
+    first: dict[str, int] = {}
+    return [index for index, name in enumerate(names) if first.setdefault(name, index) != index]
+
+
+def _secrets(env: Iterable[str], source: Source) -> Iterator[Problem]:
+    for name in filter(_SECRET.search, env):
+        message = f"`env` holds `{name}`, which looks like a secret and would be in every script"
+        hint = "export it in the shell before submitting; it is inherited"
+        yield Problem("spec.secret", message, source.key_at(child("$.env", name)), hint)
+
+
+def _reserved_names(env: Iterable[str], source: Source) -> Iterator[Problem]:
+    for name in filter(_RESERVED.fullmatch, env):
+        message = f"`env` sets `{name}`, which hpc-llm or the scheduler sets for each rank"
+        where = source.key_at(child("$.env", name))
+        yield Problem("spec.reserved-env", message, where, "delete it")
+
+
+def _hostname(site: SiteSpec, source: Source) -> Iterator[Problem]:
+    try:
+        re.compile(site.detect.hostname or "")
+    except (re.error, OverflowError, RecursionError) as exc:
+        message = f"`detect.hostname` is no regular expression: {exc}"
+        hint = "put a backslash before characters that are meant as they are"
+        yield Problem("spec.invalid", message, source.at("$.detect.hostname"), hint)
+
+
+def _launch(site: SiteSpec, source: Source) -> Iterator[Problem]:
+    launcher, mpi = site.launch.with_, site.launch.mpi
+    if site.scheduler.type == "local" and launcher == "srun":
+        message = "`launch.with` is 'srun', which the scheduler 'local' does not have"
+        hint = "set `launch.with` to 'none' or 'mpirun'"
+        yield Problem("spec.conflict", message, source.at("$.launch.with"), hint)
+    if mpi is not None and mpi not in _MPI[launcher]:
+        message = f"`launch.mpi` is {mpi!r}, which does not go with {launcher!r}"
+        hint = f"use {' or '.join(_MPI[launcher])}"
+        yield Problem("spec.conflict", message, source.at("$.launch.mpi"), hint)
+
+
+def _engines(site: SiteSpec, source: Source) -> Iterator[Problem]:
+    for name, runtime in site.engines.items():
+        at = child("$.engines", name)
+        yield from _two_runtimes(runtime, at, source)
+        if runtime.image is not None and site.container.runtime == "none":
+            message = f"{spoken(child(at, 'image'))} is given, and `container.runtime` is 'none'"
+            hint = "name the container runtime that starts it"
+            yield Problem("spec.conflict", message, source.key_at(child(at, "image")), hint)
+
+
+def _rails(partition: Partition, at: str, source: Source) -> Iterator[Problem]:
+    rails = partition.fabric.rails if partition.fabric else []
+    field = f"{at}.fabric.rails"
+    for index in _repeated([rail.hca for rail in rails]):
+        message = f"{spoken(field)} names {rails[index].hca!r} twice"
+        where = source.at(f"{field}[{index}].hca")
+        yield Problem("spec.conflict", message, where, "name each port once")
+    gpus_per_node = partition.gpus.per_node if partition.gpus else 0
+    for number, rail in enumerate(rails):
+        for index, gpu in enumerate(rail.gpus):
+            if gpu >= gpus_per_node:
+                message = f"rail {rail.hca!r} names GPU {gpu} of nodes with {gpus_per_node} GPUs"
+                where = source.at(f"{field}[{number}].gpus[{index}]")
+                hint = "count GPUs from 0, and check `gpus.per_node`"
+                yield Problem("spec.conflict", message, where, hint)

@@ -1,0 +1,183 @@
+"""Use cases that start work: submit a job, resume a run, cancel it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher import runs
+from launcher.errors import PlanError, Problem
+from launcher.plan.capabilities import ENGINES
+from launcher.plan.compare import differences
+from launcher.plan.types import Plan
+from launcher.prepare import Prepared, run_directory_files
+from launcher.rundir import RunDir, publish, replace
+from launcher.schedulers.base import JobRef, Scheduler
+from launcher.schedulers.registry import scheduler_for
+
+__all__ = ["Submission", "cancel", "check_can_run", "render_to", "resume", "submit"]
+
+# What this version can start; the others can be planned and rendered.
+_STARTABLE = frozenset({"echo", "transformers"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What became of a submission.
+
+    ``how`` is ``submitted``, ``attached`` (a job of this run is live already) or ``done``
+    (nothing is left to do).
+    """
+
+    run: RunDir
+    how: Literal["submitted", "attached", "done"]
+    job: JobRef | None = None
+
+
+def submit(prepared: Prepared) -> Submission:
+    """Write the run directory and start its job, unless one is live or the run is done.
+
+    Raises
+    ------
+    PlanError
+        ``rundir.other-run`` when the directory belongs to another run, with what differs;
+        ``rundir.not-empty`` when it holds anything else; ``engine.unavailable``;
+        ``model.not-cached``.
+    SchedulerError
+        The scheduler refused. The written directory is kept; submitting again goes on.
+    """
+    plan, run = prepared.resolution.plan, prepared.run
+    check_can_run(plan)
+    check_directory(prepared)
+    scheduler = scheduler_for(plan.scheduler)
+    if found := _standing(run, scheduler):
+        return found
+    number = next_plan_number(run)
+    write_files(run, run_directory_files(prepared, plan_number=number))
+    return _start(run, scheduler)
+
+
+def resume(run: RunDir) -> Submission:
+    """Start the run's newest plan again, as it was rendered, unless a job of it is live.
+
+    Raises
+    ------
+    SchedulerError
+        The scheduler refused.
+    """
+    scheduler = scheduler_for(run.plan(run.plan_numbers()[-1]).scheduler)
+    return _standing(run, scheduler) or _start(run, scheduler)
+
+
+def cancel(run: RunDir) -> list[str]:
+    """Stop the run: no further job of it does anything, and live ones are ended.
+
+    Returns
+    -------
+    list of str
+        Ids of the jobs that were live. Published parts stay; ``resume`` goes on.
+    """
+    run.stop_path.parent.mkdir(exist_ok=True)
+    replace(run.stop_path, b"")
+    scheduler = scheduler_for(run.plan(run.plan_numbers()[-1]).scheduler)
+    live = _live(run, scheduler)
+    if live:
+        scheduler.cancel(live)
+    return [job.id for job in live]
+
+
+def render_to(prepared: Prepared) -> list[str]:
+    """Write the run directory and start nothing; the paths of its files.
+
+    Raises
+    ------
+    PlanError
+        As for `submit`, when the directory holds something else.
+    """
+    check_directory(prepared)
+    files = run_directory_files(prepared, plan_number=next_plan_number(prepared.run))
+    write_files(prepared.run, files)
+    return sorted(files)
+
+
+def check_can_run(plan: Plan) -> None:
+    """Refuse what this version cannot start, and engines whose model is not here.
+
+    Raises
+    ------
+    PlanError
+        ``engine.unavailable``, ``model.not-cached``.
+    """
+    if plan.engine not in _STARTABLE or plan.step.tasks > 1:
+        what = f"engine {plan.engine}" if plan.step.tasks == 1 else "replicas of several ranks"
+        message = f"this version plans and renders {what}, but cannot run them yet"
+        hint = "use engine transformers or echo with tp and pp 1"
+        raise PlanError(Problem("engine.unavailable", message, hint=hint))
+    if ENGINES[plan.engine].needs_model and plan.model_path is None:
+        message = f"the checkpoint of {plan.model} is not on this machine"
+        hint = f"run `hpc-llm models prepare {plan.model}`, or give a checkpoint's directory"
+        raise PlanError(Problem("model.not-cached", message, hint=hint))
+
+
+def check_directory(prepared: Prepared) -> None:
+    """Refuse a directory that belongs to something else.
+
+    Raises
+    ------
+    PlanError
+        ``rundir.other-run``, ``rundir.not-empty``.
+    """
+    run = prepared.run
+    if run.identity_path.exists():
+        if lines := differences(run.identity(), prepared.identity):
+            message = f"{run.path} belongs to another run; different are {'; '.join(lines[:8])}"
+            hint = "choose another output.path, or undo the change to go on with that run"
+            raise PlanError(Problem("rundir.other-run", message, hint=hint))
+    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        message = f"{run.path} exists, is not empty and holds no run"
+        raise PlanError(Problem("rundir.not-empty", message, hint="choose another output.path"))
+
+
+def next_plan_number(run: RunDir) -> str:
+    """The number after the newest plan's, ``0001`` at first."""
+    return f"{int(max(run.plan_numbers(), default='0')) + 1:04}"
+
+
+def write_files(run: RunDir, files: dict[str, bytes]) -> None:
+    """Write the run directory: what is immutable once, the rest in place of the old.
+
+    ``run.json`` comes last: a directory that has it is whole.
+    """
+    run.create()
+    runs.remember(run)
+    for name in sorted(files, key=lambda name: name == "run.json"):
+        path = run.path / name
+        if name == "run.json" or name.startswith(("plans/", "lib/")):
+            publish(path, files[name])
+        else:
+            replace(path, files[name])
+    (run.path / "script.sh").chmod(0o755)
+
+
+def _standing(run: RunDir, scheduler: Scheduler) -> Submission | None:
+    """What makes another job needless: the run is done, or a job of it is live."""
+    if run.done_path.exists():
+        return Submission(run=run, how="done")
+    live = _live(run, scheduler) if run.identity_path.exists() else []
+    return Submission(run=run, how="attached", job=live[0]) if live else None
+
+
+def _live(run: RunDir, scheduler: Scheduler) -> list[JobRef]:
+    jobs = [JobRef.from_json(entry) for entry in run.jobs()]
+    states = scheduler.states(jobs)
+    return [job for job in jobs if states[job.id].live]
+
+
+def _start(run: RunDir, scheduler: Scheduler) -> Submission:
+    run.stop_path.unlink(missing_ok=True)
+    job = scheduler.submit(run.path / "script.sh")
+    entry = {**job.to_json(), "submitted": time.time()}
+    publish(run.path / "jobs" / f"{job.id}.submitted", json.dumps(entry).encode())
+    return Submission(run=run, how="submitted", job=job)

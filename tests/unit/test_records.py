@@ -1,0 +1,163 @@
+"""Output rows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.data.records import encode, error_row, ok_row, to_openai
+from launcher.data.rows import Row
+from launcher.engines.base import Completion
+from launcher.errors import RowError
+
+ROW = Row(file=2, offset=40, fields={"id": 7, "text": "hi", "label": None})
+UNREAD = Row(file=0, offset=0, error=RowError("invalid_json", "not JSON"))
+ANSWER = Completion(text="yes", finish_reason="stop", prompt_tokens=5, completion_tokens=2)
+
+
+def failed(code: str) -> dict[str, Any]:
+    return error_row(ROW, "r1", RowError(code, "why"), plan="0001")
+
+
+def real(text: str) -> str:
+    """``text`` with surrogate pairs joined, as any reader of JSON joins them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+any_text = st.text(st.characters()).map(real)
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | any_text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def test_an_answered_row_says_what_came_and_from_where() -> None:
+    assert ok_row(ROW, "7", ANSWER, plan="0001") == {
+        "id": "7",
+        "row": [2, 40],
+        "status": "ok",
+        "response": {"text": "yes"},
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+        "finish_reason": "stop",
+        "plan": "0001",
+    }
+
+
+def test_an_error_row_says_why() -> None:
+    error = RowError("missing_field", "the row has no field 'a'")
+    assert error_row(ROW, None, error, plan="0002") == {
+        "id": None,
+        "row": [2, 40],
+        "status": "error",
+        "error": {
+            "code": "missing_field",
+            "message": "the row has no field 'a'",
+            "retryable": False,
+        },
+        "plan": "0002",
+    }
+
+
+@pytest.mark.parametrize("code", ["timeout", "engine_error", "engine_crash", "cancelled"])
+def test_what_the_row_is_not_to_blame_for_is_retryable(code: str) -> None:
+    assert failed(code)["error"]["retryable"] is True
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        ("all", {"id": 7, "text": "hi", "label": None}),
+        (("label", "text"), {"label": None, "text": "hi"}),
+        (("text", "gone"), {"text": "hi"}),
+        ((), {}),
+    ],
+)
+def test_kept_fields_are_repeated(
+    keep: tuple[str, ...] | Literal["all"], expected: dict[str, Any]
+) -> None:
+    assert ok_row(ROW, "7", ANSWER, plan="0001", keep=keep)["input"] == expected
+    error = RowError("timeout", "")
+    assert error_row(ROW, "7", error, plan="0001", keep=keep)["input"] == expected
+
+
+def test_a_row_that_could_not_be_read_has_no_input_to_keep() -> None:
+    assert UNREAD.error is not None
+    assert "input" not in error_row(UNREAD, None, UNREAD.error, plan="0001", keep="all")
+
+
+@given(record=st.dictionaries(any_text, any_json, max_size=4))
+def test_a_record_comes_back_from_its_line(record: dict[str, Any]) -> None:
+    line = encode(record)
+    assert json.loads(line) == record
+    assert line.index(b"\n") == len(line) - 1
+
+
+def test_lines_are_compact_and_readable() -> None:
+    assert encode({"id": "é", "row": [0, 1]}) == '{"id":"é","row":[0,1]}\n'.encode()
+
+
+def test_lone_surrogates_are_escaped() -> None:
+    assert encode({"text": "é\ud800"}) == b'{"text":"\\u00e9\\ud800"}\n'
+
+
+def test_an_answer_has_the_shape_of_an_openai_batch_line() -> None:
+    record = ok_row(ROW, "r1", ANSWER, plan="0001")
+    assert to_openai(record, model="m", created_s=9) == {
+        "id": "batch_req_2_40",
+        "custom_id": "r1",
+        "response": {
+            "status_code": 200,
+            "request_id": "req_2_40",
+            "body": {
+                "id": "chatcmpl-2-40",
+                "object": "chat.completion",
+                "created": 9,
+                "model": "m",
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": "yes", "refusal": None},
+                        "logprobs": None,
+                        "finish_reason": "stop",
+                    }
+                ],
+                "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+                "system_fingerprint": None,
+            },
+        },
+        "error": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("invalid_json", 400, "invalid_request_error"),
+        ("unsupported_param", 400, "invalid_request_error"),
+        ("prompt_too_long", 413, "invalid_request_error"),
+        ("missing_field", 422, "invalid_request_error"),
+        ("engine_error", 500, "server_error"),
+        ("some_new_code", 500, "server_error"),
+    ],
+)
+def test_an_error_is_an_http_one(code: str, status: int, kind: str) -> None:
+    assert to_openai(failed(code), model="m") == {
+        "id": "batch_req_2_40",
+        "custom_id": "r1",
+        "response": {
+            "status_code": status,
+            "request_id": "req_2_40",
+            "body": {"error": {"message": "why", "type": kind, "param": None, "code": code}},
+        },
+        "error": None,
+    }
+
+
+def test_a_row_without_an_id_is_called_by_its_place() -> None:
+    assert to_openai(ok_row(ROW, None, ANSWER, plan="1"), model="m")["custom_id"] == "2:40"
+    assert to_openai(ok_row(ROW, "", ANSWER, plan="1"), model="m")["custom_id"] == ""

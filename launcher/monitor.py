@@ -20,7 +20,6 @@ __all__ = ["RunState", "RunStatus", "failure", "status", "wait"]
 
 RunState = Literal["queued", "running", "done", "cancelled", "stopped", "failed"]
 
-POLL_S = 0.5
 _RATE_WINDOW_S = 60.0
 _STALE_S = 30.0
 
@@ -141,7 +140,7 @@ def wait(run: RunDir, scheduler: Scheduler, report: Callable[[RunStatus], None])
         report(now)
         if now.ended:
             return now
-        time.sleep(POLL_S)
+        time.sleep(scheduler.poll_s)
 
 
 def failure(found: RunStatus) -> HpcLlmError | None:

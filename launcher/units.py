@@ -10,11 +10,13 @@ import re
 
 __all__ = ["format_bytes", "format_duration", "parse_bytes", "parse_duration", "slurm_time"]
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _PREFIXES = {"k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
-_PARTS = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b", re.IGNORECASE)
+# Twelve digits are more than anyone means, and keep every result finite and exact.
+_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
+_CLOCK = re.compile(r"(?:([0-9]{1,12})-)?([0-9]{1,12}):([0-5][0-9]):([0-5][0-9])")
+_PARTS = re.compile("".join(rf"(?:({_NUMBER}){unit})?" for unit in _SECONDS))
+_SIZE = re.compile(rf"({_NUMBER})\s*(?:([kmgtp])(i?))?b", re.IGNORECASE)
 
 
 def parse_duration(text: str) -> int:
@@ -33,10 +35,10 @@ def parse_duration(text: str) -> int:
     if clock := _CLOCK.fullmatch(text):
         days, hours, minutes, seconds = (int(g or 0) for g in clock.groups())
         return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    parts = _PARTS.findall(text)
-    if not parts or "".join(n + u for n, u in parts) != text:
+    parts = _PARTS.fullmatch(text)
+    if not text or parts is None:
         raise ValueError(f"{text!r} is not a duration such as 30m, 4h, 1h30m, 2d or 12:30:00")
-    return round(sum(float(number) * _SECONDS[unit] for number, unit in parts))
+    return round(sum(float(n or 0) * s for n, s in zip(parts.groups(), _SECONDS.values())))
 
 
 def parse_bytes(text: str) -> int:
@@ -55,7 +57,7 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"{text!r} is not a size such as 80GB, 512MB or 60GiB")
     number, prefix, binary = match.groups()
     base = 1024.0 if binary else 1000.0
-    return round(float(number) * base ** _PREFIXES.get(prefix.lower(), 0))
+    return round(float(number) * base ** _PREFIXES.get((prefix or "").lower(), 0))
 
 
 def slurm_time(seconds: int) -> str:
@@ -91,7 +93,7 @@ def format_bytes(count: float) -> str:
     ('1.5 KiB', '80.0 GiB')
     """
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:  # noqa: PLR2004 - the step between binary units
+        if abs(round(count, 1)) < 1024:  # noqa: PLR2004 - the step between binary units
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"

@@ -22,7 +22,7 @@ def _lines(old: Any, new: Any, key: str) -> Iterator[str]:
     if old == new or key in _IGNORED:
         return
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in old.keys() | new.keys():
+        for name in {**old, **new}:
             yield from _lines(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif key == "inputs":
         yield from _input_lines(old, new)

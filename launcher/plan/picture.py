@@ -35,12 +35,13 @@ def draw(layout: Layout) -> str:
     """
     by_node = sorted(layout.placements, key=lambda p: (p.node, p.replica, p.rank))
     nodes = [(node, list(ranks)) for node, ranks in groupby(by_node, key=lambda p: p.node)]
-    width = max(len(_cell(p)) for p in layout.placements) + 2
     columns = max(len(ranks) for _, ranks in nodes)
     kind = "GPU" if layout.allocation.gpus_per_node else "slot"
-    head = "".join(f"{kind} {i}".ljust(max(width, 7)) for i in range(columns))
+    labels = [f"{kind} {i}" for i in range(columns)]
+    width = max(len(cell) for cell in (*labels, *map(_cell, layout.placements))) + 2
+    head = "".join(label.ljust(width) for label in labels)
     lines = [f"{'':10}{head}".rstrip()]
-    lines += [_node_line(node, ranks, max(width, 7)) for node, ranks in nodes[:_SHOWN_NODES]]
+    lines += [_node_line(node, ranks, width) for node, ranks in nodes[:_SHOWN_NODES]]
     if len(nodes) > _SHOWN_NODES:
         lines.append(f"… and {len(nodes) - _SHOWN_NODES} more nodes in the same way")
     lines.append("cells: rank:stage.tp_rank")

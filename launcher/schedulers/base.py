@@ -51,7 +51,15 @@ class JobRef:
 
 
 class Scheduler(Protocol):
-    """Submit a script, ask after jobs, cancel them. Implementations raise `SchedulerError`."""
+    """Submit a script, ask after jobs, cancel them. Implementations raise `SchedulerError`.
+
+    Attributes
+    ----------
+    poll_s
+        How long to wait between two questions about one job, so that nobody is a burden.
+    """
+
+    poll_s: float
 
     def submit(self, script: Path) -> JobRef:
         """Start or queue ``script``, whose directory is the run's."""

@@ -48,6 +48,8 @@ class _ScriptExecutor(LocalExecutor):  # type: ignore[misc] # submitit exports i
 class LocalScheduler:
     """Runs scripts on this machine, at once."""
 
+    poll_s = 0.5
+
     def __init__(self) -> None:
         # Kept so that the child is reaped while this process waits for it.
         self._jobs: list[LocalJob[Any]] = []

@@ -43,6 +43,8 @@ _TRANSIENT = ("Unable to contact slurm controller", "Socket timed out", "try aga
 class SlurmScheduler:
     """``sbatch``, ``squeue`` before ``sacct``, and ``scancel``."""
 
+    poll_s = 15.0
+
     def __init__(self, *, timeout_s: float = 60.0) -> None:
         self._timeout_s = timeout_s
 

@@ -1,0 +1,120 @@
+"""The prompts a model will really get, special tokens and all, before any GPU is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from launcher.data.prompts import Prompt, PromptBuilder
+from launcher.data.rows import sample
+from launcher.errors import RowError
+from launcher.prepare import Prepared
+
+__all__ = ["PreviewRow", "chat_text", "preview"]
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewRow:
+    """One row as the model would get it.
+
+    Attributes
+    ----------
+    row
+        Its file (index in the input's list) and byte offset.
+    text
+        The final prompt, or None for an error row. Without a chat template at hand, the turns.
+    error
+        Code and message where the row would become an error record.
+    """
+
+    row: tuple[int, int]
+    id: str | None
+    text: str | None
+    max_tokens: int | None
+    error: str | None
+
+
+def preview(prepared: Prepared, limit: int) -> list[PreviewRow]:
+    """The first ``limit`` rows of the job's input as final prompts."""
+    identity = prepared.identity
+    builder = PromptBuilder(identity.prompt, identity.sampling)
+    model = prepared.resolution.plan.model_path
+    as_text = _template_of(Path(model)) if model else _as_turns
+    return [_row(builder, row, as_text) for row in sample(identity.inputs, limit)]
+
+
+def _row(builder: PromptBuilder, row: Any, as_text: Callable[[Messages], str]) -> PreviewRow:
+    place = (row.file, row.offset)
+    try:
+        prompt: Prompt = builder.build(row)
+        text = as_text(prompt.messages) if prompt.messages is not None else prompt.text
+    except RowError as exc:
+        error = f"{exc.code}: {exc.message}"
+        return PreviewRow(row=place, id=None, text=None, max_tokens=None, error=error)
+    return PreviewRow(
+        row=place, id=prompt.id, text=text, max_tokens=prompt.sampling.max_tokens, error=None
+    )
+
+
+def _as_turns(messages: Messages) -> str:
+    return "\n".join(f"<{turn['role']}> {turn['content']}" for turn in messages)
+
+
+def _template_of(directory: Path) -> Callable[[Messages], str]:
+    config: dict[str, Any] = {}
+    if (path := directory / "tokenizer_config.json").is_file():
+        config = json.loads(path.read_bytes())
+    template = config.get("chat_template")
+    if (path := directory / "chat_template.jinja").is_file():
+        template = path.read_text(encoding="utf-8")
+    if isinstance(template, list):  # several named ones; engines take the default
+        template = next((t["template"] for t in template if t["name"] == "default"), None)
+    if not isinstance(template, str):
+        return _as_turns
+    tokens = {
+        key: value["content"] if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key.endswith("_token") and isinstance(value, str | dict)
+    }
+    return lambda messages: chat_text(template, messages, tokens)
+
+
+def chat_text(template: str, messages: Messages, special_tokens: Mapping[str, str]) -> str:
+    """``messages`` through a checkpoint's chat template, with the turn of the answer opened.
+
+    Raises
+    ------
+    RowError
+        ``template_error``: the template refuses these messages.
+
+    Notes
+    -----
+    The environment is that of transformers (``utils/chat_template_utils.py``,
+    ``_compile_jinja_template``): sandboxed, blocks trimmed, loop controls, ``tojson`` without
+    HTML escapes, ``raise_exception``.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(
+        value, ensure_ascii=False, **options
+    )
+    environment.globals["raise_exception"] = _refuse
+    try:
+        return environment.from_string(template).render(
+            messages=messages, add_generation_prompt=True, **special_tokens
+        )
+    except jinja2.TemplateError as exc:
+        raise RowError("template_error", f"the chat template refuses the row: {exc}") from exc
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -64,8 +64,9 @@ def find_model(
         ``model.not-cached`` for a hub id that is not in the local cache;
         ``model.config`` when its ``config.json`` cannot be used.
     """
-    directory = base / Path(name).expanduser()
-    if directory.is_dir():
+    # os.path's, because Path's raise for unknown homes and names too long for any file.
+    directory = base / os.path.expanduser(name)  # noqa: PTH111 - as said
+    if os.path.isdir(directory):  # noqa: PTH112 - as said
         checkpoint = _read(directory.resolve(), name, where)
         return FoundModel(checkpoint=checkpoint, shape=checkpoint.shape)
     if (shape := find_builtin(name)) is not None:
@@ -99,9 +100,9 @@ def _hub_snapshot(name: str, where: Location | None, environ: Mapping[str, str])
 def _read(directory: Path, name: str, where: Location | None) -> Checkpoint:
     config_path = directory / "config.json"
     try:
-        config: dict[str, Any] = json.loads(config_path.read_bytes())
+        config = _object(config_path)
         template = _has_chat_template(directory)
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         hint = "a checkpoint's directory holds config.json, tokenizer files and weights"
         problem = Problem("model.config", f"cannot use {directory}: {exc}", where, hint)
         raise SpecError(problem) from exc
@@ -117,7 +118,14 @@ def _has_chat_template(directory: Path) -> bool:
     if (directory / "chat_template.jinja").is_file():
         return True
     tokenizer = directory / "tokenizer_config.json"
-    return tokenizer.is_file() and bool(json.loads(tokenizer.read_bytes()).get("chat_template"))
+    return tokenizer.is_file() and bool(_object(tokenizer).get("chat_template"))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_bytes())
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no JSON object")  # noqa: TRY004 - as json.loads
+    return found
 
 
 def _digest(directory: Path) -> str:

@@ -151,7 +151,8 @@ def failure(found: RunStatus) -> HpcLlmError | None:
     if found.state in ("stopped", "cancelled"):
         message = f"the run was {found.state} with {found.units_done} of {found.units_total} units"
         hint = f"go on with `hpc-llm resume {found.path}`"
-        return Stopped(Problem(f"run.{found.state}", message, hint=hint))
+        code = "run.stopped" if found.state == "stopped" else "run.cancelled"
+        return Stopped(Problem(code, message, hint=hint))
     rows = found.rows_ok + found.rows_error
     if found.state == "done" and found.rows_error > found.max_bad_fraction * rows:
         message = (
@@ -210,14 +211,19 @@ def _part_counts(
 
 
 def _count(run: RunDir, unit: int) -> dict[str, int]:
-    rows = [json.loads(line) for line in run.part_path(unit).read_bytes().splitlines()]
-    ok = [row for row in rows if row["status"] == "ok"]
-    return {
-        "ok": len(ok),
-        "error": len(rows) - len(ok),
-        "prompt_tokens": sum(row["usage"]["prompt_tokens"] for row in ok),
-        "completion_tokens": sum(row["usage"]["completion_tokens"] for row in ok),
-    }
+    path = run.part_path(unit)
+    try:
+        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+        ok = [row for row in rows if row["status"] == "ok"]
+        return {
+            "ok": len(ok),
+            "error": len(rows) - len(ok),
+            "prompt_tokens": sum(row["usage"]["prompt_tokens"] for row in ok),
+            "completion_tokens": sum(row["usage"]["completion_tokens"] for row in ok),
+        }
+    except (ValueError, KeyError, TypeError) as exc:
+        problem = Problem("output.damaged", f"{path} is not what a runner publishes: {exc!r}")
+        raise OutputError(problem) from exc
 
 
 def _beats(lines: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ disagree.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from launcher.spec.leaves import Text
 from launcher.spec.rules import read_job
 from launcher.spec.source import Source, overlay, parse, with_setting
 
-__all__ = ["Prepared", "prepare", "run_directory_files"]
+__all__ = ["Prepared", "prepare", "run_directory", "run_directory_files"]
 
 SAMPLED_ROWS = 100
 _IMAGE_FILES = (".sif", ".sqsh", ".img")
@@ -265,13 +266,30 @@ def _bytes_of_rows(inputs: tuple[InputFile, ...], limit: int) -> int:
 
 
 def _run_dir(job: JobSpec, base: Path, where: Location, limit: int | None) -> RunDir:
-    path = Path(base / Path(job.output.path).expanduser()).absolute()
-    path = Path(*(path.parts[:1]), *_normal(path.parts[1:]))
-    if limit is not None:
+    path = base / os.path.expanduser(job.output.path)  # noqa: PTH111 - Path's raises without a home
+    path = Path(*path.absolute().parts[:1], *_normal(path.absolute().parts[1:]))
+    if limit is not None and path.name:
         path = path.with_name(f"{path.name}.first-{limit}")
-    if ":" in str(path):
-        message = f"a run directory cannot hold a colon: {path}"
-        hint = "PYTHONPATH and container mounts are split at colons; choose another output.path"
+    return run_directory(path, where)
+
+
+def run_directory(path: Path, where: Location | None = None) -> RunDir:
+    """The run at the absolute ``path``, if scripts can name it.
+
+    Raises
+    ------
+    PlanError
+        ``plan.run-directory``.
+    """
+    if found := sorted(set(":,\\").intersection(str(path))):
+        # PYTHONPATH is split at colons, container mounts at commas too, and a backslash makes
+        # Slurm take `%j` in --output as it stands (sbatch(1), "filename pattern").
+        message = f"a run directory cannot hold {' or '.join(map(repr, found))}: {path}"
+        hint = "choose another output.path"
+        raise PlanError(Problem("plan.run-directory", message, where, hint))
+    if os.fsencode(path) != str(path).encode("utf-8", "replace"):
+        message = f"the name of a run directory has to be UTF-8: {path}"
+        hint = "choose another output.path"
         raise PlanError(Problem("plan.run-directory", message, where, hint))
     return RunDir(path)
 
@@ -288,4 +306,6 @@ def _normal(parts: Sequence[str]) -> list[str]:
 
 
 def _json(data: object) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    # A file name that is not UTF-8 holds lone surrogates, which JSON can only have escaped.
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -19,6 +19,8 @@ __all__ = ["Format", "Merged", "check_complete", "merge", "rows"]
 
 Format = Literal["jsonl", "openai"]
 
+_NEEDED = {"ok": {"response", "usage", "finish_reason"}, "error": {"error"}}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
@@ -60,7 +62,7 @@ def rows(run: RunDir) -> Iterator[tuple[bytes, dict[str, Any]]]:
         with path.open("rb") as part:
             for line in part:
                 row = _parse(line, path)
-                place = (row["row"][0], row["row"][1])
+                place = tuple(row["row"])
                 if place <= last:
                     raise OutputError(_damaged(path, f"row {place} does not come after {last}"))
                 last = place
@@ -129,9 +131,19 @@ def _parse(line: bytes, path: Path) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as exc:
         raise OutputError(_damaged(path, str(exc))) from exc
-    if not (isinstance(row, dict) and {"row", "status"} <= row.keys()):
+    if not _fits(row):
         raise OutputError(_damaged(path, "a line is no output row"))
-    return row
+    found: dict[str, Any] = row
+    return found
+
+
+def _fits(row: Any) -> bool:
+    """Whether ``row`` has what every output row has; see `launcher.data.records`."""
+    if not (isinstance(row, dict) and {"id", "row"} <= row.keys()):
+        return False
+    place, needed = row["row"], _NEEDED.get(str(row.get("status")))
+    numbers = isinstance(place, list) and [type(n) for n in place] == [int, int]
+    return numbers and needed is not None and needed <= row.keys()
 
 
 def _damaged(path: Path, what: str) -> Problem:

@@ -11,15 +11,17 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher.errors import OutputError, Problem, SpecError
 from launcher.plan.types import Plan, RunIdentity
 
 __all__ = ["RunDir", "publish", "replace"]
+
+T = TypeVar("T")
 
 _PART = re.compile(r"u(\d+)\.jsonl")
 SUBDIRECTORIES = (
@@ -153,10 +155,10 @@ class RunDir:
         return self.path / "metrics" / f"{worker}.jsonl"
 
     def identity(self) -> RunIdentity:
-        return RunIdentity.from_json(_read_json(self.identity_path))
+        return _read(self.identity_path, RunIdentity.from_json)
 
     def plan(self, number: str) -> Plan:
-        return Plan.from_json(_read_json(self.plan_path(number)))
+        return _read(self.plan_path(number), Plan.from_json)
 
     def plan_numbers(self) -> list[str]:
         """Numbers of all plans, oldest first."""
@@ -164,8 +166,12 @@ class RunDir:
 
     def published_units(self) -> set[int]:
         """Units whose part is out, from one listing and no stat."""
-        with os.scandir(self.path / "parts") as entries:
-            return {int(m[1]) for e in entries if (m := _PART.fullmatch(e.name))}
+        try:
+            with os.scandir(self.path / "parts") as entries:
+                return {int(m[1]) for e in entries if (m := _PART.fullmatch(e.name))}
+        except FileNotFoundError as exc:
+            problem = Problem("rundir.damaged", f"{self.path / 'parts'} is missing")
+            raise OutputError(problem) from exc
 
     def jobs(self) -> list[dict[str, Any]]:
         """Every job of this run: those submitted, and those started by hand, oldest first.
@@ -196,6 +202,15 @@ class RunDir:
 
 def _globbed(text: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _read(path: Path, make: Callable[[dict[str, Any]], T]) -> T:
+    data = _read_json(path)
+    try:
+        return make(data)
+    except (KeyError, TypeError, ValueError) as exc:
+        what = f"{path} does not hold what this version writes there: {exc!r}"
+        raise OutputError(Problem("rundir.damaged", what)) from exc
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.errors import Problem, SpecError
+from launcher.errors import OutputError, Problem, SpecError
 from launcher.resources import state_home
 from launcher.rundir import RunDir, replace
 
@@ -40,9 +40,9 @@ def find_run(given: str, environ: Mapping[str, str] = os.environ) -> RunDir:
     SpecError
         ``rundir.missing``, or ``rundir.ambiguous`` when several runs have the name.
     """
-    if Path(given).exists():
+    if os.path.exists(given):  # noqa: PTH110 - Path.exists raises for a name that is too long
         return RunDir.open(Path(given))
-    named = [r for r in known_runs(environ) if given in (r.path.name, r.identity().name)]
+    named = [run for run in known_runs(environ) if given in _names(run)]
     if len(named) > 1:
         message = f"several runs are called {given}: {', '.join(str(r.path) for r in named)}"
         raise SpecError(Problem("rundir.ambiguous", message, hint="give the path"))
@@ -50,3 +50,10 @@ def find_run(given: str, environ: Mapping[str, str] = os.environ) -> RunDir:
         hint = "give the job's output.path, or a name from `hpc-llm list`"
         raise SpecError(Problem("rundir.missing", f"no run at or called {given!r}", hint=hint))
     return named[0]
+
+
+def _names(run: RunDir) -> set[str]:
+    try:
+        return {run.path.name, run.identity().name}
+    except OutputError:  # a damaged run is still found by its directory
+        return {run.path.name}

@@ -66,7 +66,7 @@ def choose_site(
     matching = [name for name in site_names(environ) if _matches(load_site(name, "").spec)]
     if len(matching) == 1:
         return load_site(matching[0], "detected")
-    if not matching and partition is None and shutil.which("sbatch") is None:
+    if not matching and partition is None and not _slurm_here():
         return load_site("local", "no Slurm on this machine")
     found = f"sites {', '.join(matching)} all match" if matching else "no site file matches"
     hint = "name one with --site (`hpc-llm site list`), or write a site file for this cluster"
@@ -80,17 +80,32 @@ def _matches(site: SiteSpec) -> bool:
     return detect.cluster_name is not None and detect.cluster_name == _cluster_name()
 
 
-@functools.cache
+def _slurm_here() -> bool:
+    """Whether this machine belongs to a Slurm cluster, not only has its commands installed."""
+    return shutil.which("sbatch") is not None and _slurm_config() is not None
+
+
 def _cluster_name() -> str | None:
-    """Slurm's ClusterName: from its configuration file, else from the controller."""
-    conf = Path(os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
-    texts = [conf.read_text(errors="replace")] if conf.is_file() else []
-    if not texts and shutil.which("scontrol"):
-        done = subprocess.run(
-            ["scontrol", "show", "config"], capture_output=True, text=True, timeout=30, check=False
-        )
-        texts.append(done.stdout)
-    found = re.search(
-        r"^\s*ClusterName\s*=\s*(\S+)", "\n".join(texts), re.MULTILINE | re.IGNORECASE
-    )
+    found = re.search(r"(?im)^\s*ClusterName\s*=\s*(\S+)", _slurm_config() or "")
     return found[1] if found else None
+
+
+@functools.cache
+def _slurm_config() -> str | None:
+    """Slurm's configuration as text, from its file or from the controller; None without any.
+
+    A controller that does not answer is a cluster all the same: its text is empty then.
+    """
+    path = Path(os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
+    if path.is_file():
+        return path.read_text(errors="replace")
+    if shutil.which("scontrol") is None:
+        return None
+    command = ["scontrol", "show", "config"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    # What every command of Slurm says where nobody has configured it (slurm, src/common).
+    unconfigured = "Could not establish a configuration source" in done.stderr
+    return None if unconfigured else done.stdout

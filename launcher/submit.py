@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher import runs
-from launcher.errors import PlanError, Problem
+from launcher.errors import PlanError, Problem, SchedulerError
 from launcher.plan.capabilities import ENGINES
 from launcher.plan.compare import differences
+from launcher.plan.grid import count
 from launcher.plan.types import Plan
 from launcher.prepare import Prepared, run_directory_files
-from launcher.rundir import RunDir, publish, replace
+from launcher.rundir import SUBDIRECTORIES, RunDir, publish, replace
 from launcher.schedulers.base import JobRef, Scheduler
 from launcher.schedulers.registry import scheduler_for
 
@@ -127,17 +128,29 @@ def check_directory(prepared: Prepared) -> None:
     Raises
     ------
     PlanError
-        ``rundir.other-run``, ``rundir.not-empty``.
+        ``rundir.other-run``, ``rundir.not-empty``, ``rundir.unwritable``.
     """
     run = prepared.run
-    if run.identity_path.exists():
+    try:
+        known, foreign = run.identity_path.exists(), _foreign(run)
+    except OSError as exc:
+        raise PlanError(_unwritable(run, exc)) from exc
+    if known:
         if lines := differences(run.identity(), prepared.identity):
             message = f"{run.path} belongs to another run; different are {'; '.join(lines[:8])}"
             hint = "choose another output.path, or undo the change to go on with that run"
             raise PlanError(Problem("rundir.other-run", message, hint=hint))
-    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+    elif foreign:
         message = f"{run.path} exists, is not empty and holds no run"
         raise PlanError(Problem("rundir.not-empty", message, hint="choose another output.path"))
+
+
+def _foreign(run: RunDir) -> bool:
+    """Whether there is anything but what a submission leaves that was killed half-way."""
+    if not run.path.is_dir():
+        return run.path.exists()
+    own = {*SUBDIRECTORIES, "script.sh", "job.yaml", "site.yaml", "engine.yaml"}
+    return any(p.name not in own and p.suffix != ".tmp" for p in run.path.iterdir())
 
 
 def next_plan_number(run: RunDir) -> str:
@@ -150,20 +163,29 @@ def write_files(run: RunDir, files: dict[str, bytes]) -> None:
 
     ``run.json`` comes last: a directory that has it is whole.
     """
-    run.create()
-    runs.remember(run)
-    for name in sorted(files, key=lambda name: name == "run.json"):
-        path = run.path / name
-        if name == "run.json" or name.startswith(("plans/", "lib/")):
-            publish(path, files[name])
-        else:
-            replace(path, files[name])
-    (run.path / "script.sh").chmod(0o755)
+    try:
+        run.create()
+        runs.remember(run)
+        for name in sorted(files, key=lambda name: name == "run.json"):
+            path = run.path / name
+            if name == "run.json" or name.startswith(("plans/", "lib/")):
+                publish(path, files[name])
+            else:
+                replace(path, files[name])
+        (run.path / "script.sh").chmod(0o755)
+    except OSError as exc:
+        raise PlanError(_unwritable(run, exc)) from exc
+
+
+def _unwritable(run: RunDir, exc: OSError) -> Problem:
+    message = f"cannot write {exc.filename or run.path}: {exc.strerror}"
+    hint = "choose an output.path where you may write, and see `hpc-llm config paths`"
+    return Problem("rundir.unwritable", message, hint=hint)
 
 
 def _standing(run: RunDir, scheduler: Scheduler) -> Submission | None:
     """What makes another job needless: the run is done, or a job of it is live."""
-    if run.done_path.exists():
+    if run.done_path.exists() and len(run.published_units()) == count(run.identity().grid):
         return Submission(run=run, how="done")
     live = _live(run, scheduler) if run.identity_path.exists() else []
     return Submission(run=run, how="attached", job=live[0]) if live else None
@@ -177,7 +199,14 @@ def _live(run: RunDir, scheduler: Scheduler) -> list[JobRef]:
 
 def _start(run: RunDir, scheduler: Scheduler) -> Submission:
     run.stop_path.unlink(missing_ok=True)
-    job = scheduler.submit(run.path / "script.sh")
+    run.done_path.unlink(missing_ok=True)  # parts decide: one that was deleted is made again
+    try:
+        job = scheduler.submit(run.path / "script.sh")
+    except SchedulerError as exc:
+        message = f"{run.path} is written and no job of it was started"
+        hint = "submit again, or resume it, once that is put right"
+        kept = Problem("rundir.kept", message, hint=hint, severity="warning")
+        raise SchedulerError([*exc.problems, kept], transient=exc.transient) from exc
     entry = {**job.to_json(), "submitted": time.time()}
     publish(run.path / "jobs" / f"{job.id}.submitted", json.dumps(entry).encode())
     return Submission(run=run, how="submitted", job=job)

@@ -38,7 +38,8 @@ def parse_duration(text: str) -> int:
     parts = _PARTS.fullmatch(text)
     if not text or parts is None:
         raise ValueError(f"{text!r} is not a duration such as 30m, 4h, 1h30m, 2d or 12:30:00")
-    return round(sum(float(n or 0) * s for n, s in zip(parts.groups(), _SECONDS.values())))
+    counts = zip(parts.groups("0"), _SECONDS.values(), strict=True)
+    return round(sum(float(number) * unit_s for number, unit_s in counts))
 
 
 def parse_bytes(text: str) -> int:

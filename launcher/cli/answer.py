@@ -6,13 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import click
 
-from launcher.errors import HpcLlmError, Problem
+from launcher.errors import HpcLlmError, Problem, printable
 
-__all__ = ["Answer", "AnswerCommand", "columns", "job_options", "warn"]
+__all__ = ["Answer", "AnswerCommand", "columns", "job_options", "safe_text", "warn"]
 
 INTERRUPTED = 130
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,7 +28,7 @@ class Answer:
     data
         For ``--output json``; JSON values only.
     text
-        For people; printed to stdout as it is.
+        For people; printed to stdout, control characters spelled out.
     problems
         Warnings, or the errors behind a non-zero ``exit_code``.
     """
@@ -62,8 +63,38 @@ class AnswerCommand(click.Command):
             answer = Answer(problems=exc.problems, exit_code=exc.exit_code)
         except KeyboardInterrupt:
             answer = Answer(exit_code=INTERRUPTED)
+        except click.UsageError as exc:
+            if ctx.meta[_FORM] != "json":
+                raise
+            answer = _usage(exc)
         _print(answer, ctx)
         sys.exit(answer.exit_code)
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **more: Any,
+    ) -> click.Context:
+        json_wanted = _wants_json(args)
+        try:
+            return super().make_context(info_name, args, parent, **more)
+        except click.UsageError as exc:
+            if not json_wanted or exc.ctx is None:
+                raise
+            exc.ctx.meta[_FORM] = "json"
+            _print(_usage(exc), exc.ctx)
+            sys.exit(exc.exit_code)
+
+
+def _usage(exc: click.UsageError) -> Answer:
+    problem = Problem("cli.usage", exc.format_message().rstrip("."))
+    return Answer(problems=[problem], exit_code=exc.exit_code)
+
+
+def _wants_json(args: Sequence[str]) -> bool:
+    return "--output=json" in args or ("--output", "json") in pairwise(args)
 
 
 _FORM = "hpc_llm.output"
@@ -79,11 +110,18 @@ def _print(answer: Answer, ctx: click.Context) -> None:
             "data": answer.data,
             "problems": [problem.to_json() for problem in answer.problems],
         }
-        click.echo(json.dumps(envelope, ensure_ascii=False))
+        text = json.dumps(envelope, ensure_ascii=False)
+        # File names that are not UTF-8 hold lone surrogates, which JSON can only have escaped.
+        click.echo(text.encode("utf-8", "backslashreplace"))
         return
     if answer.text:
-        click.echo(answer.text)
+        click.echo(safe_text(answer.text))
     warn(answer.problems)
+
+
+def safe_text(text: str) -> str:
+    """``text`` with nothing in it that could drive a terminal; its lines stay lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def warn(problems: Sequence[Problem]) -> None:

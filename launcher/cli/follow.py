@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.answer import Answer, warn
+from launcher.cli.answer import Answer, safe_text, warn
 
 if TYPE_CHECKING:
     from launcher.errors import Problem
@@ -35,16 +35,15 @@ def started(submission: Submission, *, waiting: bool, warnings: Sequence[Problem
     if not waiting:
         data = {"run": str(run.path), "how": submission.how, "job": job.id if job else None}
         return Answer(data=data, text=text, problems=warnings)
-    click.echo(text, err=True)
+    click.echo(safe_text(text), err=True)
     warn(warnings)
     try:
         return status_answer(_follow(run), ended=True)
     except KeyboardInterrupt:
-        click.echo(
-            f"\nthe run goes on; come back with `hpc-llm status {run.path}`, "
-            f"end it with `hpc-llm cancel {run.path}`",
-            err=True,
+        ways = (
+            f"come back with `hpc-llm status {run.path}`, end it with `hpc-llm cancel {run.path}`"
         )
+        click.echo(safe_text(f"\nthe run goes on; {ways}"), err=True)
         raise
 
 

@@ -18,7 +18,14 @@ _CHUNK_BYTES = 1 << 16
 
 @click.command("logs", cls=AnswerCommand)
 @click.argument("run")
-@click.option("--lines", "-n", default=20, show_default=True, help="Last lines of each log.")
+@click.option(
+    "--lines",
+    "-n",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Last lines of each log.",
+)
 def command(run: str, lines: int) -> Answer:
     """Show the end of each log of RUN's newest job."""
     from launcher.errors import printable

@@ -18,7 +18,9 @@ __all__ = ["command"]
 
 @click.command("preview", cls=AnswerCommand)
 @job_options
-@click.option("-n", "limit", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "-n", "limit", type=click.IntRange(min=1), default=3, show_default=True, help="So many rows."
+)
 def command(job: str, site: str | None, settings: tuple[str, ...], limit: int) -> Answer:
     """Show the first prompts of JOB as the model would get them, special tokens included."""
     from launcher.prepare import prepare

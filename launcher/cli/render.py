@@ -20,12 +20,11 @@ def command(job: str, site: str | None, settings: tuple[str, ...], out: Path) ->
 
     `sbatch DIR/script.sh`, or `bash DIR/script.sh` inside an allocation, does the job.
     """
-    from launcher.prepare import prepare
-    from launcher.rundir import RunDir
+    from launcher.prepare import prepare, run_directory
     from launcher.submit import render_to
 
     prepared = prepare(Path(job), site=site, settings=settings)
-    prepared = dataclasses.replace(prepared, run=RunDir(out.absolute()))
+    prepared = dataclasses.replace(prepared, run=run_directory(out.absolute()))
     files = render_to(prepared)
     text = "\n".join(str(out / name) for name in files)
     data = {"directory": str(prepared.run.path), "files": files}

@@ -39,6 +39,8 @@ def command(
     from launcher import report
     from launcher.runs import find_run
 
+    if form == "openai" and merge is None:
+        raise click.UsageError("--format openai makes two files: name the first with --merge")
     found = find_run(run)
     if not partial:
         report.check_complete(found)

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from launcher.process import ProcessIds
 from launcher.rundir import RunDir, publish, replace
@@ -83,21 +82,20 @@ class Leases:
             generation += 1
 
     def _dead(self, owner: str) -> bool:
-        state = self._heartbeat(owner)
-        if state is not None and (state["released"] or ProcessIds(**state["process"]).gone()):
+        counter, over = self._heartbeat(owner)
+        if over:
             return True
-        counter = -1 if state is None else int(state["counter"])
         last, since = self._seen.get(owner, (None, 0.0))
         if last != counter:
             self._seen[owner] = (counter, self.clock())
             return False
         return self.clock() - since > TTL_S
 
-    def _heartbeat(self, owner: str) -> dict[str, Any] | None:
+    def _heartbeat(self, owner: str) -> tuple[int, bool]:
+        """The counter, and whether the worker is provably over."""
         try:
-            state: dict[str, Any] = json.loads(
-                (self.run.path / "workers" / f"{owner}.hb").read_bytes()
-            )
-        except (OSError, ValueError):  # unreadable is not dead: the counter's clock decides
-            return None
-        return state
+            state = json.loads((self.run.path / "workers" / f"{owner}.hb").read_bytes())
+            over = state["released"] or ProcessIds(**state["process"]).gone()
+            return int(state["counter"]), over
+        except (OSError, ValueError, KeyError, TypeError):
+            return -1, False  # unreadable is not dead: the counter's clock decides

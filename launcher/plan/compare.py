@@ -32,6 +32,8 @@ def _lines(old: Any, new: Any, key: str) -> Iterator[str]:
 
 def _input_lines(old: tuple[dict[str, Any], ...], new: tuple[dict[str, Any], ...]) -> Iterator[str]:
     before, after = ({entry["path"]: entry for entry in side} for side in (old, new))
+    if before == after:
+        yield "inputs: the same files in another order"
     for path in sorted(before.keys() | after.keys()):
         if path not in after:
             yield f"input {path}: no longer among the inputs"

@@ -262,12 +262,13 @@ def _step(engine: str, layout: Layout) -> Step:
 
 def _check_extent(r: _Resolver, layout: Layout, partition: Partition, name: str) -> None:
     nodes = layout.allocation.count * layout.allocation.nodes
-    if partition.nodes is not None and nodes > partition.nodes:
+    there = 1 if r.site.scheduler.type == "local" else partition.nodes
+    if there is not None and nodes > there:
         message = (
             f"{layout.replicas} replicas of {layout.cut.ranks} ranks need {nodes} nodes, and "
-            f"partition {name} has {partition.nodes}"
+            f"partition {name} has {there}"
         )
-        most = partition.nodes // layout.allocation.nodes * layout.allocation.replicas
+        most = there // layout.allocation.nodes * layout.allocation.replicas
         hint = f"set replicas to at most {most}" if most else "choose a smaller tp * pp"
         r.error("plan.too-few-nodes", message, "replicas" if most else "parallelism", hint=hint)
 
@@ -291,9 +292,12 @@ def _runtime(r: _Resolver, site: EngineRuntime) -> WorkRuntime:
     job = r.job.runtime
     image = job.image or (None if job.venv else site.image)
     venv = job.venv or (None if image else site.venv)
-    default = r.facts.own_python if r.site.scheduler.type == "local" and not venv else None
+    outside = venv is None and image is None
+    default = r.facts.own_python if r.site.scheduler.type == "local" and outside else None
+    # The site's interpreter lies in the site's image or venv.
+    site_python = None if job.image or job.venv else site.python
     runtime = WorkRuntime(
-        python=job.python or site.python or default or "python3",
+        python=job.python or site_python or default or "python3",
         image=image,
         container=r.site.container.runtime if image else "none",
         mounts=tuple(job.mounts),
@@ -305,7 +309,7 @@ def _runtime(r: _Resolver, site: EngineRuntime) -> WorkRuntime:
         if value and getattr(job, key):
             r.from_job(f"runtime.{key}", value)
         elif value:
-            from_site = bool(getattr(site, key))
+            from_site = value == (tuple(site.modules) if key == "modules" else getattr(site, key))
             r.decide(f"runtime.{key}", value, f"site {r.site.name}" if from_site else None)
     return runtime
 
@@ -332,7 +336,8 @@ def _time(r: _Resolver, partition: Partition, name: str) -> int | None:
     if r.site.scheduler.type == "local":
         return None
     wanted, limit = r.job.resources.time, partition.time_limit
-    if wanted is None and limit is None:
+    time_s = limit if wanted is None else wanted
+    if time_s is None:
         hint = "set resources.time, for instance 4h"
         r.error(
             "plan.time-missing", f"no time is given, nor a limit of {name}", "resources", hint=hint
@@ -341,11 +346,19 @@ def _time(r: _Resolver, partition: Partition, name: str) -> int | None:
         message = f"{format_duration(wanted)} are over the {format_duration(limit)} of {name}"
         hint = f"ask for at most {format_duration(limit)}; a run goes on in the next job"
         r.error("plan.time-over-limit", message, "resources", "time", hint=hint)
+    if time_s is not None and time_s <= r.job.limits.warn_before:
+        # Slurm would warn the job the moment it starts (sbatch(1), --signal), each time anew.
+        message = (
+            f"a time of {format_duration(time_s)} leaves nothing before the warning "
+            f"{format_duration(r.job.limits.warn_before)} ahead of its end"
+        )
+        hint = "raise resources.time or lower limits.warn_before"
+        r.error("plan.time-too-short", message, "resources", "time", hint=hint)
     if wanted is not None:
         r.from_job("resources.time", format_duration(wanted))
     elif limit is not None:
         r.decide("resources.time", format_duration(limit), f"the limit of {name}")
-    return wanted or limit
+    return time_s
 
 
 def _plan(
@@ -355,7 +368,7 @@ def _plan(
         r.from_job(f"limits.{key}", getattr(r.job.limits, key))
     gpus = r.site.partitions[name].gpus
     directives = (
-        slurm_directives(r.job, r.site, name, layout, step, time_s=time_s) if time_s else ()
+        () if time_s is None else slurm_directives(r.job, r.site, name, layout, step, time_s=time_s)
     )
     return Plan(
         name=r.job.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 
 import jinja2
@@ -30,7 +31,7 @@ def render_template(name: str, templates: Mapping[str, str], context: Mapping[st
         ``template.broken``, with the template's name and line.
     """
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader(dict(templates)),
+        loader=jinja2.FunctionLoader(lambda name: _source(name, templates)),
         undefined=jinja2.StrictUndefined,
         finalize=_finalize,
         trim_blocks=True,
@@ -42,7 +43,12 @@ def render_template(name: str, templates: Mapping[str, str], context: Mapping[st
     try:
         return environment.get_template(name).render(context)
     except (jinja2.TemplateError, TypeError, ValueError) as exc:
-        raise RenderError(_problem(name, exc)) from exc
+        raise RenderError(_problem(_place(name, exc, templates), exc)) from exc
+
+
+def _source(name: str, templates: Mapping[str, str]) -> tuple[str, str, None] | None:
+    # With its name as its file name a template is found again in tracebacks.
+    return (templates[name], name, None) if name in templates else None
 
 
 def _finalize(value: object) -> str:
@@ -51,8 +57,14 @@ def _finalize(value: object) -> str:
     return shell_value(value)
 
 
-def _problem(name: str, exc: Exception) -> Problem:
-    line = getattr(exc, "lineno", None)
-    place = f"{getattr(exc, 'name', None) or name}:{line}" if line else name
+def _place(name: str, exc: Exception, templates: Mapping[str, str]) -> str:
+    """``template:line``, or the template alone where no line is to blame."""
+    if isinstance(exc, jinja2.TemplateSyntaxError):
+        return f"{exc.name or name}:{exc.lineno}"
+    frames = [f for f in traceback.extract_tb(exc.__traceback__) if f.filename in templates]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else name
+
+
+def _problem(place: str, exc: Exception) -> Problem:
     hint = "if you overrode this template, compare it with the shipped one"
     return Problem("template.broken", f"template {place}: {exc}", hint=hint)

@@ -44,7 +44,8 @@ def _srun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
     yield from ("--label", "--unbuffered")
     if plan.runtime.container == "pyxis" and plan.runtime.image:
         yield f"--container-image={plan.runtime.image}"
-        mounts = ",".join(f"{m}:{m}" for m in (str(run_dir), *_mounts(plan)))
+        places = (str(run_dir), *_mounts(plan))
+        mounts = ",".join(m if ":" in m else f"{m}:{m}" for m in places)
         yield f"--container-mounts={mounts}"
         yield from ("--no-container-mount-home", f"--container-workdir={run_dir}")
 

@@ -217,6 +217,7 @@ class Dispatcher:
         """Wait for what is in flight, for as long as the caller lets it."""
         while self._tasks:
             await self._unless_failed(asyncio.wait(self._tasks))
+        await self._unless_failed(asyncio.sleep(0))  # the last row's failure counts too
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

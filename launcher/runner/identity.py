@@ -12,8 +12,8 @@ from launcher.plan.types import Launcher, Placement
 
 __all__ = ["RankIds", "find_rank", "visible_gpus", "worker_name"]
 
-# (rank, world, local rank) of each MPI. Before Slurm's: under mpirun every node still carries
-# the SLURM_PROCID of the daemon that mpirun started there.
+# (rank, world, local rank) of each MPI. Under mpirun before Slurm's: there every node still
+# carries the SLURM_PROCID of the daemon that mpirun started there.
 _MPI_VARIABLES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
@@ -40,7 +40,9 @@ def find_rank(launcher: Launcher, environ: Mapping[str, str] = os.environ) -> Ra
     """
     if launcher == "none":
         return RankIds(0, 1, 0)
-    for rank, world, local_rank in (*_MPI_VARIABLES, _SLURM_VARIABLES):
+    # srun's own are always right, and its pmi2 plugin sets no local rank.
+    slurm, mpi = (_SLURM_VARIABLES,), _MPI_VARIABLES
+    for rank, world, local_rank in (*slurm, *mpi) if launcher == "srun" else (*mpi, *slurm):
         if rank in environ and world in environ:
             local = environ.get(local_rank, "0")
             return RankIds(int(environ[rank]), int(environ[world]), int(local))
@@ -85,7 +87,8 @@ def visible_gpus(
         )
     if listed is None:
         return ",".join(map(str, positions))
-    given = [device for device in listed.split(",") if device]
+    # NoDevFiles is what Slurm's gres/gpu plugin gives to steps without GPUs.
+    given = [device for device in listed.split(",") if device not in ("", "NoDevFiles")]
     if max(positions) >= len(given):
         message = f"the plan needs {max(positions) + 1} GPUs here, the job sees {listed!r}"
         raise RunError(Problem("gpu.too-few", message))

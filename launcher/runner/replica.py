@@ -78,12 +78,20 @@ async def _work(task: ReplicaTask, identity: RunIdentity, plan: Plan, leases: Le
     try:
         first = dispatcher.claim()
         if first is None:  # before anything heavy is imported
-            task.say("no unit is left to claim")
-            return True
+            return _nothing_to_claim(task, identity)
         with _beats(task, dispatcher, metrics):
             return await _until_told_to_leave(task, plan, dispatcher, first)
     finally:
         metrics.close()
+
+
+def _nothing_to_claim(task: ReplicaTask, identity: RunIdentity) -> bool:
+    """Whether the run is done; if not, others hold what is left, or died a moment ago."""
+    done = len(task.run.published_units()) == count(identity.grid)
+    task.say("nothing is left to do" if done else "other workers hold all that is left")
+    if done:  # whoever published the last part may have died before it said so
+        finish(task.run)
+    return done
 
 
 async def _until_told_to_leave(

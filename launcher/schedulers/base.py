@@ -78,4 +78,6 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     job would inherit that job's shape.
     """
     foreign = ("SLURM_", "SBATCH_", "SRUN_", "PMI", "OMPI_", "HPC_LLM_LOCAL_")
-    return {name: value for name, value in environ.items() if not name.startswith(foreign)}
+    # Where the controller is, and who may talk to it, is the user's and not that job's.
+    kept = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}
+    return {k: v for k, v in environ.items() if k in kept or not k.startswith(foreign)}

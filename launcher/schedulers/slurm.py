@@ -50,11 +50,16 @@ class SlurmScheduler:
 
     def submit(self, script: Path) -> JobRef:
         """Queue ``script``. Never retried here: an sbatch that timed out may have worked."""
-        from submitit.slurm.slurm import SlurmExecutor  # noqa: PLC0415 - it takes 100 ms
+        from submitit.core.utils import FailedSubmissionError  # noqa: PLC0415 - it takes 100 ms
+        from submitit.slurm.slurm import SlurmExecutor  # noqa: PLC0415 - as above
 
         answer = self._run("sbatch", str(script))
         # submitit's parser, so that its Job handles and ours agree on the id.
-        job = SlurmExecutor._get_job_id_from_submission_command(answer)  # noqa: SLF001
+        try:
+            job = SlurmExecutor._get_job_id_from_submission_command(answer)  # noqa: SLF001
+        except FailedSubmissionError as exc:
+            problem = Problem("slurm.no-job-id", f"`sbatch` named no job, it said {answer!r}")
+            raise SchedulerError(problem) from exc
         return JobRef(id=str(job))
 
     def states(self, jobs: Sequence[JobRef]) -> Mapping[str, JobState]:
@@ -64,7 +69,13 @@ class SlurmScheduler:
         return {id_: _liveliest([s for job, s in rows if _names(id_, job)]) for id_ in ids}
 
     def cancel(self, jobs: Sequence[JobRef]) -> None:
-        self._run("scancel", *(job.id for job in jobs))
+        if not jobs:
+            return
+        try:
+            self._run("scancel", *(job.id for job in jobs))
+        except SchedulerError as exc:
+            if "Invalid job id" not in exc.problems[0].message:  # that is one which is over
+                raise
 
     def _rows(self, ids: Sequence[str]) -> Iterator[tuple[str, JobState]]:
         """Squeue first: it knows queued and running jobs even where there is no accounting."""

@@ -26,7 +26,19 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SECRET = re.compile(
     r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIALS)$", re.IGNORECASE
 )
-_RESERVED = re.compile(r"(?:HPC_LLM_|SLURM_|PMI|OMPI_).*|CUDA_VISIBLE_DEVICES", re.DOTALL)
+# What the job script calls its own variables, and what bash keeps for itself (bash(1), "Shell
+# Variables").
+_SCRIPTS_OWN = re.compile(
+    r"HPC_LLM_.*|CUDA_VISIBLE_DEVICES|run|plan|job|restart|stat|entry|replicas?"
+    r"|per_allocation|first|end|ended|pids|failed|resumable|code"
+    r"|BASHOPTS|BASH_VERSINFO|EUID|IFS|PPID|SHELLOPTS|UID",
+    re.DOTALL,
+)
+# What a scheduler or an MPI tells its processes, but not the knobs of Open MPI and PMIx. A site
+# may have reasons to set these; a job has none.
+_SCHEDULERS_OWN = re.compile(r"(?!OMPI_MCA_|PMIX_MCA_)(?:SLURM_|PMI|OMPI_).*", re.DOTALL)
+# Slurm holds the lead of --signal in 16 bits (sbatch(1), "--signal").
+_LONGEST_WARNING_S = 65535
 # These go to the engine or the prompt as data, never to a directive or a path.
 _FREE_TEXT = (
     "$.input.prompt",
@@ -82,9 +94,11 @@ def check_job(job: JobSpec, source: Source) -> list[Problem]:
         *_prompts(job, source),
         *_templates(job, source),
         *_two_runtimes(job.runtime, "$.runtime", source),
+        *_mounts(job.runtime, source),
         *_keep(job, source),
         *_secrets(job.env, source),
-        *_reserved_names(job.env, source),
+        *_reserved_names(job.env, source, _SCRIPTS_OWN, _SCHEDULERS_OWN),
+        *_warning(job, source),
     ]
     return by_position(found, source)
 
@@ -92,12 +106,13 @@ def check_job(job: JobSpec, source: Source) -> list[Problem]:
 def check_site(site: SiteSpec, source: Source) -> list[Problem]:
     """All faults of a decoded site file, in the order of the file.
 
-    ``spec.conflict``, ``spec.control-character``, ``spec.invalid`` and ``spec.secret``; none
-    when the list is empty.
+    ``spec.conflict``, ``spec.control-character``, ``spec.invalid``, ``spec.reserved-env`` and
+    ``spec.secret``; none when the list is empty.
     """
     found = [
         *_control_characters(source),
         *_secrets(site.env, source),
+        *_reserved_names(site.env, source, _SCRIPTS_OWN),
         *_hostname(site, source),
         *_launch(site, source),
         *_engines(site, source),
@@ -186,6 +201,15 @@ def _two_runtimes(runtime: Runtime | EngineRuntime, at: str, source: Source) -> 
         yield Problem("spec.conflict", message, where, "delete one of them")
 
 
+def _mounts(runtime: Runtime, source: Source) -> Iterator[Problem]:
+    for index, mount in enumerate(runtime.mounts):
+        if "," in mount:
+            message = f"a mount cannot hold a comma, which separates mounts: {mount!r}"
+            where = source.at(f"$.runtime.mounts[{index}]")
+            hint = "list each mount by itself, as DIRECTORY or OUTSIDE:INSIDE"
+            yield Problem("spec.invalid", message, where, hint)
+
+
 def _keep(job: JobSpec, source: Source) -> Iterator[Problem]:
     names = [] if isinstance(job.output.keep, str) else job.output.keep
     for index in _repeated(names):
@@ -206,11 +230,20 @@ def _secrets(env: Iterable[str], source: Source) -> Iterator[Problem]:
         yield Problem("spec.secret", message, source.key_at(child("$.env", name)), hint)
 
 
-def _reserved_names(env: Iterable[str], source: Source) -> Iterator[Problem]:
-    for name in filter(_RESERVED.fullmatch, env):
-        message = f"`env` sets `{name}`, which hpc-llm or the scheduler sets for each rank"
+def _reserved_names(
+    env: Iterable[str], source: Source, *reserved: re.Pattern[str]
+) -> Iterator[Problem]:
+    for name in (name for name in env if any(r.fullmatch(name) for r in reserved)):
+        message = f"`env` sets `{name}`, which the job script, the scheduler or bash sets itself"
         where = source.key_at(child("$.env", name))
         yield Problem("spec.reserved-env", message, where, "delete it")
+
+
+def _warning(job: JobSpec, source: Source) -> Iterator[Problem]:
+    if not 0 < job.limits.warn_before <= _LONGEST_WARNING_S:
+        message = f"`limits.warn_before` is {int(job.limits.warn_before)} s, out of Slurm's range"
+        where = source.at("$.limits.warn_before")
+        yield Problem("spec.invalid", message, where, "choose from 1s to 18h")
 
 
 def _hostname(site: SiteSpec, source: Source) -> Iterator[Problem]:

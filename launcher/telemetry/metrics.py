@@ -58,7 +58,16 @@ class MetricsLog:
 
 
 def read_metrics(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line of every worker, in no order between workers."""
+    """Every whole line of every worker, in no order between workers.
+
+    What is no line, such as a write that a full disk cut short, is passed over: nothing here
+    decides what is done, and parts that no line counts are counted themselves.
+    """
     for path in sorted(directory.glob("*.jsonl")):
         for line in path.read_bytes().split(b"\n")[:-1]:
-            yield {"worker": path.stem, **json.loads(line)}
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and "kind" in entry:
+                yield {"worker": path.stem, **entry}

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""sbatch, squeue, sacct and scancel of a cluster that is a directory, ``$FAKE_SLURM``.
+
+The command is the name this file is called by (the links in ``bin``). What it prints and how it
+fails are as Slurm 23.11's own: src/sbatch/sbatch.c, src/squeue/print.c, src/sacct/print.c,
+src/scancel/scancel.c. In the directory
+
+- ``jobs.json`` holds ``{id: state}``; tests change it as a cluster would,
+- ``calls.jsonl`` has a line for each call, with its words and its environment,
+- ``fail.<command>`` makes that command fail: ``{"code", "stderr", "stdout", "sleep_s", "works"}``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+HOME = Path(os.environ["FAKE_SLURM"])
+QUEUED = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "SPECIAL")
+
+
+@contextmanager
+def jobs() -> Iterator[dict[str, str]]:
+    """The cluster's jobs, for this process alone while it looks at them."""
+    with (HOME / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = HOME / "jobs.json"
+        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        yield found
+        path.write_text(json.dumps(found))
+
+
+def sbatch(words: list[str]) -> None:
+    if len(words) != 1 or words[0].startswith("-"):
+        die(f"sbatch: error: the fake takes one script and nothing else, got {words}")
+    text = Path(words[0]).read_text()
+    if not text.startswith("#!"):
+        die("sbatch: error: This does not look like a batch script.")
+    tasks = re.search(r"^#SBATCH --array=0-(\d+)", text, re.MULTILINE)
+    with jobs() as known:
+        number = 1000 + len({job.partition("_")[0] for job in known})
+        known[f"{number}_[0-{tasks[1]}]" if tasks else str(number)] = "PENDING"
+    print(f"Submitted batch job {number}")
+
+
+def squeue(words: list[str]) -> None:
+    if words != ["--noheader", "--all", "--format=%i|%T", "--me"]:
+        die(f"squeue: error: the fake does not know {words}")
+    with jobs() as known:
+        for job, state in known.items():
+            if state.startswith(QUEUED):
+                print(f"{job}|{state}")
+
+
+def sacct(words: list[str]) -> None:
+    if words[:-1] != ["-X", "--noheader", "-P", "--format=JobID,State", "--jobs"]:
+        die(f"sacct: error: the fake does not know {words}")
+    asked = words[-1].split(",")
+    with jobs() as known:
+        for job, state in known.items():
+            if job in asked or job.partition("_")[0] in asked:
+                print(f"{job}|{state}")
+
+
+def scancel(words: list[str]) -> None:
+    if not words:
+        die("scancel: error: No job identification provided")
+    code = 0
+    with jobs() as known:
+        for word in words:
+            mine = [job for job in known if word in (job, job.partition("_")[0])]
+            if not any(known[job].startswith(QUEUED) for job in mine):
+                print(
+                    f"scancel: error: Kill job error on job id {word}: Invalid job id specified",
+                    file=sys.stderr,
+                )
+                code = 1
+            for job in mine:
+                if known[job].startswith(QUEUED):
+                    known[job] = f"CANCELLED by {os.getuid()}"
+    sys.exit(code)
+
+
+def die(text: str) -> NoReturn:
+    sys.exit(text)
+
+
+def main() -> None:
+    command, words = Path(sys.argv[0]).name, sys.argv[1:]
+    with (HOME / "calls.jsonl").open("a") as log:
+        call = {"command": command, "words": words, "environ": dict(os.environ)}
+        log.write(json.dumps(call) + "\n")
+    work = {"sbatch": sbatch, "squeue": squeue, "sacct": sacct, "scancel": scancel}[command]
+    path = HOME / f"fail.{command}"
+    if not path.exists():
+        return work(words)
+    fault = json.loads(path.read_text())
+    if fault.get("works"):
+        work(words)
+    time.sleep(fault.get("sleep_s", 0))
+    sys.stdout.write(fault.get("stdout", ""))
+    sys.stderr.write(fault.get("stderr", ""))
+    return sys.exit(fault.get("code", 0))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+#!/bin/bash
+#SBATCH --job-name=apptainer-mpirun-openmpi5
+#SBATCH --partition=gpu
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --cpus-per-task=16
+#SBATCH --gres=gpu:4
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=0-01:30:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --no-requeue
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/apptainer-mpirun-openmpi5/logs/%j.log
+# One allocation of an hpc-llm run: it registers itself, starts one step for each of its
+# replicas, waits for every one of them and says how it went by its exit code: 0 done,
+# 7 failed, 75 stopped early and resumable. `sbatch` this file, or run it with bash inside an
+# allocation. Bash alone on purpose: a compute node's own Python may be too old.
+
+run=/runs/apptainer-mpirun-openmpi5
+plan=0001
+cd "$run" || exit 4
+
+# An array task is named by array and index: its SLURM_JOB_ID may be the whole array's.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-0}}
+job=${job:-${SLURM_JOB_ID:-${HPC_LLM_LOCAL_JOB:-local-$(date +%s)-$$}}}
+restart=${SLURM_RESTART_COUNT:-0}
+unset HPC_LLM_LOCAL_JOB
+
+stat=$(<"/proc/$$/stat")
+# shellcheck disable=SC2086 # the fields of stat are to be split
+set -- ${stat##*) }
+entry=jobs/.$job.$restart.$$.tmp
+printf '{"job": "%s", "restart": %d, "plan": "%s", "started": %s, "process": {"host": "%s", "boot_id": "%s", "pid_namespace": "%s", "pid": %d, "start_ticks": %d}}\n' \
+  "$job" "$restart" "$plan" "$(date +%s.%N)" "$(</proc/sys/kernel/hostname)" \
+  "$(</proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/pid)" "$$" "${20}" >"$entry" \
+  && ln "$entry" "jobs/$job.$restart.json"
+rm -f "$entry"
+
+if [ -e DONE ] || [ -e control/STOP ]; then
+  echo "hpc-llm: nothing is left to do, or the run was stopped"
+  exit 0
+fi
+
+export NCCL_SOCKET_IFNAME=ib0
+export NCCL_DEBUG=INFO
+export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONUNBUFFERED=1
+
+start_step() { # replica
+  trap '' USR1 # a warning is death to a process that does not expect it yet
+  exec mpirun \
+    -np \
+    8 \
+    --map-by \
+    ppr:4:node \
+    --bind-to \
+    none \
+    -x \
+    NCCL_DEBUG \
+    -x \
+    NCCL_SOCKET_IFNAME \
+    -x \
+    PATH \
+    -x \
+    PYTHONPATH \
+    -x \
+    PYTHONUNBUFFERED \
+    apptainer \
+    exec \
+    --nv \
+    --bind \
+    /runs/apptainer-mpirun-openmpi5 \
+    --bind \
+    /models \
+    --pwd \
+    /runs/apptainer-mpirun-openmpi5 \
+    /images/trtllm.sif \
+    python3 \
+    -m \
+    launcher.runner.rank \
+    --plan "$plan" --replica "$1" --job "$job" --restart "$restart" \
+    >>"logs/$job.s$1.log" 2>&1
+}
+
+# `wait` returns early when a trapped signal arrives: only a process that is gone has ended.
+await_step() { # pid
+  local code
+  while :; do
+    wait "$1"
+    code=$?
+    kill -0 "$1" 2>/dev/null || return "$code"
+  done
+}
+
+replicas=1
+per_allocation=1
+first=$((${SLURM_ARRAY_TASK_ID:-0} * per_allocation))
+end=$((first + per_allocation < replicas ? first + per_allocation : replicas))
+
+pids=()
+trap 'kill -USR1 "${pids[@]}" 2>/dev/null' USR1
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+for ((replica = first; replica < end; replica++)); do
+  start_step "$replica" &
+  pids+=("$!")
+done
+
+# How a step ended is a file that its first rank wrote; its exit code may be the launcher's own.
+failed=0 resumable=0
+for ((replica = first; replica < end; replica++)); do
+  await_step "${pids[replica - first]}"
+  code=$?
+  ended=jobs/$job.$restart.s$replica
+  if [ -e "$ended.done" ]; then
+    :
+  elif [ -e "$ended.resumable" ]; then
+    resumable=1
+  else
+    failed=1
+    echo "hpc-llm: replica $replica failed (its step returned $code); see logs/$job.s$replica.log" >&2
+  fi
+done
+
+# Replicas are elastic: when the others finished the work, one failure is no failed run.
+[ ! -e DONE ] || exit 0
+[ "$failed" -eq 0 ] || exit 7
+[ "$resumable" -eq 0 ] || exit 75
+exit 0

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_driving import Cli, session_processes
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    """A user with an empty home; whatever still runs for them at the end is killed."""
+    home = tmp_path / "home"
+    home.mkdir()
+    yield Cli(home)
+    for entry in tmp_path.rglob("jobs/*.submitted"):
+        for pid in session_processes(json.loads(entry.read_bytes())["process"]["pid"]):
+            os.kill(pid, signal.SIGKILL)

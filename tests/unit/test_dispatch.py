@@ -1,0 +1,430 @@
+"""Rows to an engine and answers to parts, with an engine that does what a test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_making import json_lines, make_identity, make_run
+
+from launcher.data.leases import Leases
+from launcher.engines.base import Capabilities, Completion, Request
+from launcher.errors import OutputError, Problem, RowError, RunError
+from launcher.plan import grid
+from launcher.plan.types import UnitGrid
+from launcher.process import ProcessIds
+from launcher.rundir import RunDir, publish
+from launcher.runner.dispatch import Dispatcher
+from launcher.runner.replica import ReplicaTask, run_replica
+from launcher.telemetry.metrics import PartCounts
+
+ROWS_PER_UNIT = 4
+LIMIT_S = 20.0
+
+
+@dataclass
+class ToldEngine:
+    """Answers with what ``tell`` does; counts how many requests it holds at once."""
+
+    tell: Callable[[str], Awaitable[str]]
+    held: int = 0
+    most: int = 0
+    asked: list[str] = field(default_factory=list)
+
+    async def start(self) -> Capabilities:
+        return Capabilities(max_in_flight=8, chat_template=False)
+
+    async def generate(self, request: Request) -> Completion:
+        assert request.text is not None
+        self.asked.append(request.text)
+        self.held += 1
+        self.most = max(self.most, self.held)
+        try:
+            answer = await self.tell(request.text)
+        finally:
+            self.held -= 1
+        return Completion(text=answer, finish_reason="stop", prompt_tokens=2, completion_tokens=3)
+
+    async def abort(self, request_id: str) -> None:
+        raise NotImplementedError
+
+    def stats(self) -> Mapping[str, float]:
+        return {}
+
+    async def close(self) -> None:
+        return None
+
+
+async def at_once(text: str) -> str:
+    return text
+
+
+@dataclass
+class Scene:
+    """A run of ``units`` units of equal rows, and its dispatcher."""
+
+    dispatcher: Dispatcher
+    counts: list[PartCounts]
+
+    @property
+    def run(self) -> RunDir:
+        return self.dispatcher.run
+
+    def published(self) -> set[int]:
+        return self.run.published_units()
+
+    def part(self, unit: int) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.run.part_path(unit).read_bytes().splitlines()]
+
+    def texts(self) -> list[str]:
+        rows = [row for unit in sorted(self.published()) for row in self.part(unit)]
+        return [row["response"]["text"] for row in rows]
+
+    def claim(self) -> int:
+        unit = self.dispatcher.claim()
+        assert unit is not None
+        return unit
+
+
+def scene(folder: Path, units: int, *, rows_per_unit: int = ROWS_PER_UNIT) -> Scene:
+    lines = [{"text": f"row-{n:04}"} for n in range(units * rows_per_unit)]
+    data = json_lines(lines)
+    size = len(data) // units
+    identity = make_identity(
+        folder,
+        data,
+        grid=UnitGrid(total_bytes=len(data), unit_bytes=size, head_units=units, tail_bytes=size),
+    )
+    counts: list[PartCounts] = []
+    run = make_run(folder / "run", identity)
+    return Scene(
+        Dispatcher(
+            run=run,
+            identity=identity,
+            plan_number="0001",
+            leases=Leases(run, "worker"),
+            published=counts.append,
+        ),
+        counts,
+    )
+
+
+def work(found: Scene, engine: ToldEngine, window: int = 8) -> bool:
+    async def limited() -> bool:
+        unit = found.claim()
+        return await asyncio.wait_for(found.dispatcher.work(engine, window, unit), LIMIT_S)
+
+    return asyncio.run(limited())
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = asyncio.get_running_loop().time() + LIMIT_S
+    while not true():
+        assert asyncio.get_running_loop().time() < deadline, "it never came true"
+        await asyncio.sleep(0.005)
+
+
+def test_every_row_is_answered_once_in_its_place(tmp_path: Path) -> None:
+    found = scene(tmp_path, 5)
+    engine = ToldEngine(at_once)
+    assert work(found, engine)
+    assert found.texts() == [f"row-{n:04}" for n in range(20)]
+    assert sorted(engine.asked) == found.texts()
+    assert found.dispatcher.totals.rows == 20
+    assert found.dispatcher.totals.in_flight == 0
+    assert [(c.unit, c.ok, c.error) for c in found.counts] == [(u, 4, 0) for u in range(5)]
+    assert sum(c.completion_tokens for c in found.counts) == 60
+
+
+def test_answers_that_come_in_any_order_are_published_in_input_order(tmp_path: Path) -> None:
+    found = scene(tmp_path, 2, rows_per_unit=6)
+
+    async def backwards(text: str) -> str:
+        await asyncio.sleep(0.05 - 0.004 * int(text[-4:]))
+        return text
+
+    assert work(found, ToldEngine(backwards), 12)
+    assert found.texts() == [f"row-{n:04}" for n in range(12)]
+
+
+def test_a_straggler_holds_back_its_own_unit_alone(tmp_path: Path) -> None:
+    found = scene(tmp_path, 6)
+    released = asyncio.Event()
+
+    async def straggling(text: str) -> str:
+        if text == "row-0000":
+            await released.wait()
+        return text
+
+    async def watched() -> bool:
+        unit = found.claim()
+        working = asyncio.ensure_future(found.dispatcher.work(ToldEngine(straggling), 2, unit))
+        await until(lambda: found.published() == {1, 2, 3, 4, 5})
+        assert not working.done()
+        released.set()
+        return await asyncio.wait_for(working, LIMIT_S)
+
+    assert asyncio.run(watched())
+    assert len(found.texts()) == 24
+
+
+@pytest.mark.parametrize("window", [1, 3, 7])
+def test_the_window_is_filled_and_never_exceeded(tmp_path: Path, window: int) -> None:
+    found = scene(tmp_path, 6)
+
+    async def slow(text: str) -> str:
+        await asyncio.sleep(0.002)
+        return text
+
+    engine = ToldEngine(slow)
+    assert work(found, engine, window)
+    assert engine.most == window
+
+
+def test_a_row_that_cannot_be_answered_is_an_error_row(tmp_path: Path) -> None:
+    found = scene(tmp_path, 2)
+
+    async def picky(text: str) -> str:
+        if text == "row-0001":
+            raise RowError("prompt_too_long", "9 tokens, the limit is 8")
+        return text
+
+    assert work(found, ToldEngine(picky))
+    rows = found.part(0)
+    assert [row["status"] for row in rows] == ["ok", "error", "ok", "ok"]
+    assert rows[1]["error"]["code"] == "prompt_too_long"
+    assert [(c.ok, c.error) for c in found.counts] == [(3, 1), (4, 0)]
+
+
+@pytest.mark.parametrize("window", [1, 4, 100])
+@pytest.mark.parametrize("fatal", [0, 5, 11])
+def test_a_dead_engine_ends_the_work_with_its_reason(
+    tmp_path: Path, window: int, fatal: int
+) -> None:
+    """Wherever it dies, the last rows included, and however full the window is."""
+    found = scene(tmp_path, 3)
+
+    async def dying(text: str) -> str:
+        if text == f"row-{fatal:04}":
+            raise RunError(Problem("engine.died", "no more"))
+        return text
+
+    with pytest.raises(RunError) as caught:
+        work(found, ToldEngine(dying), window)
+    assert [p.code for p in caught.value.problems] == ["engine.died"]
+    assert fatal // ROWS_PER_UNIT not in found.published()
+
+
+def test_a_dead_engine_is_noticed_while_the_window_is_full_of_rows_that_hang(
+    tmp_path: Path,
+) -> None:
+    found = scene(tmp_path, 3)
+
+    async def hanging(text: str) -> str:
+        if text == "row-0002":
+            await asyncio.sleep(0.01)
+            raise RunError(Problem("engine.died", "no more"))
+        await asyncio.Event().wait()
+        return text
+
+    with pytest.raises(RunError):
+        work(found, ToldEngine(hanging), 4)
+
+
+def test_a_dead_engine_is_noticed_while_another_worker_has_the_last_unit(tmp_path: Path) -> None:
+    found = scene(tmp_path, 2)
+    other(found.run, "other")
+    assert Leases(found.run, "other").claim(1)
+
+    async def dying(text: str) -> str:
+        await asyncio.sleep(0.05)
+        raise RunError(Problem("engine.died", "no more"))
+
+    with pytest.raises(RunError):
+        work(found, ToldEngine(dying), 8)
+
+
+def test_a_bug_is_not_swallowed(tmp_path: Path) -> None:
+    found = scene(tmp_path, 3)
+
+    async def wrong(text: str) -> str:
+        if text == "row-0006":
+            raise ZeroDivisionError("a bug")
+        return text
+
+    with pytest.raises(ZeroDivisionError):
+        work(found, ToldEngine(wrong), 4)
+    assert 1 not in found.published()
+
+
+def test_a_part_that_cannot_be_written_ends_the_work(tmp_path: Path) -> None:
+    found = scene(tmp_path, 3)
+
+    async def remove(text: str) -> str:
+        if (found.run.path / "parts").exists():
+            (found.run.path / "parts").rmdir()
+        return text
+
+    with pytest.raises((FileNotFoundError, OutputError)):
+        work(found, ToldEngine(remove))
+
+
+def test_leaving_hands_over_no_more_and_publishes_what_ends(tmp_path: Path) -> None:
+    found = scene(tmp_path, 3)
+    released = asyncio.Event()
+
+    async def waiting(text: str) -> str:
+        await released.wait()
+        return text
+
+    engine = ToldEngine(waiting)
+
+    async def left() -> bool:
+        unit = found.claim()
+        working = asyncio.ensure_future(found.dispatcher.work(engine, 6, unit))
+        await until(lambda: engine.held == 6)
+        found.dispatcher.leave()
+        released.set()
+        return await asyncio.wait_for(working, LIMIT_S)
+
+    assert asyncio.run(left()) is False
+    assert len(engine.asked) == 6
+    assert found.published() == {0}  # rows 4 and 5 belong to a unit that is not whole
+
+
+def test_leaving_before_the_engine_is_ready_answers_nothing(tmp_path: Path) -> None:
+    found = scene(tmp_path, 2)
+    engine = ToldEngine(at_once)
+    found.dispatcher.leave()
+    assert work(found, engine) is False
+    assert engine.asked == []
+
+
+def test_leaving_while_waiting_for_others_does_not_wait_on(tmp_path: Path) -> None:
+    found = scene(tmp_path, 2)
+    other(found.run, "other")
+    assert Leases(found.run, "other").claim(1)
+
+    async def left() -> bool:
+        unit = found.claim()
+        working = asyncio.ensure_future(found.dispatcher.work(ToldEngine(at_once), 8, unit))
+        await until(lambda: found.published() == {0})
+        found.dispatcher.leave()
+        return await asyncio.wait_for(working, LIMIT_S)
+
+    assert asyncio.run(left()) is False
+
+
+def test_a_unit_without_rows_is_an_empty_part(tmp_path: Path) -> None:
+    data = json_lines([{"text": "x" * 300}, {"text": "y"}])
+    cut = UnitGrid(total_bytes=len(data), unit_bytes=64, head_units=len(data) // 64, tail_bytes=64)
+    identity = make_identity(tmp_path, data, grid=cut)
+    run = make_run(tmp_path / "run", identity)
+    counts: list[PartCounts] = []
+    found = Scene(
+        Dispatcher(
+            run=run,
+            identity=identity,
+            plan_number="0001",
+            leases=Leases(run, "worker"),
+            published=counts.append,
+        ),
+        counts,
+    )
+    assert work(found, ToldEngine(at_once))
+    assert found.published() == set(grid.units(cut))
+    sizes = [len(found.part(unit)) for unit in grid.units(cut)]
+    assert sum(sizes) == 2
+    assert sizes.count(0) == len(sizes) - 2
+    assert len(counts) == len(sizes)
+
+
+def other(run: RunDir, worker: str, *, released: bool = False) -> None:
+    """A worker on another host, of whom only its heartbeat is known."""
+    process = dataclasses.replace(ProcessIds.of(os.getpid()), host="another-host")
+    state = {"counter": 1, "released": released, "process": asdict(process)}
+    (run.path / "workers" / f"{worker}.hb").write_text(json.dumps(state))
+
+
+def test_a_part_that_another_published_first_stands(tmp_path: Path) -> None:
+    found = scene(tmp_path, 2)
+    theirs = b'{"row": [0, 0], "status": "ok", "theirs": true}\n'
+
+    async def slow(text: str) -> str:
+        publish(found.run.part_path(0), theirs)
+        return text
+
+    assert work(found, ToldEngine(slow))
+    assert found.run.part_path(0).read_bytes() == theirs
+    assert [c.unit for c in found.counts] == [1]
+
+
+def test_units_of_a_worker_that_left_are_done_by_who_is_there(tmp_path: Path) -> None:
+    found = scene(tmp_path, 3)
+    other(found.run, "gone")
+    assert Leases(found.run, "gone").claim(1)
+    released = False
+
+    async def slow(text: str) -> str:
+        nonlocal released
+        if text == "row-0011" and not released:
+            released = True
+            other(found.run, "gone", released=True)
+        return text
+
+    assert work(found, ToldEngine(slow))
+    assert found.published() == {0, 1, 2}
+
+
+def test_published_units_are_not_claimed_again(tmp_path: Path) -> None:
+    found = scene(tmp_path, 3)
+    publish(found.run.part_path(0), b"")
+    publish(found.run.part_path(2), b"")
+    assert found.dispatcher.claim() == 1
+    assert found.dispatcher.claim() is None
+
+
+def task(run: RunDir, worker: str = "worker") -> ReplicaTask:
+    return ReplicaTask(run=run, plan_number="0001", replica=0, worker=worker)
+
+
+def test_a_replica_answers_all_and_says_so(tmp_path: Path) -> None:
+    found = scene(tmp_path, 3)
+    assert run_replica(task(found.run))
+    assert found.run.done_path.exists()
+    assert found.texts() == [f"row-{n:04}" for n in range(12)]
+
+
+def test_a_run_whose_last_worker_died_before_it_said_done_is_finished(tmp_path: Path) -> None:
+    found = scene(tmp_path, 3)
+    assert run_replica(task(found.run))
+    found.run.done_path.unlink()
+    assert run_replica(task(found.run, "next"))
+    assert found.run.done_path.exists()
+
+
+def test_a_replica_that_finds_all_units_held_by_others_does_not_call_the_run_done(
+    tmp_path: Path,
+) -> None:
+    """Its owner may be a node that died: nobody knows yet, and a requeue must not end as done."""
+    found = scene(tmp_path, 1)
+    other(found.run, "other")
+    assert Leases(found.run, "other").claim(0)
+    assert not run_replica(task(found.run))
+    assert not found.run.done_path.exists()
+
+
+def test_a_changed_input_stops_a_replica_before_it_answers(tmp_path: Path) -> None:
+    found = scene(tmp_path, 1)
+    (tmp_path / "in.jsonl").write_bytes(b'{"text": "other"}\n')
+    with pytest.raises(RunError) as caught:
+        run_replica(task(found.run))
+    assert [p.code for p in caught.value.problems] == ["input.changed"]
+    assert found.published() == set()

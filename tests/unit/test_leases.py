@@ -1,0 +1,180 @@
+"""Who gets a unit, and when another may take it over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+from run_making import make_run
+
+from launcher.data.leases import TTL_S, Heartbeat, Leases
+from launcher.process import ProcessIds
+from launcher.rundir import RunDir
+
+ELSEWHERE = dataclasses.replace(ProcessIds.of(os.getpid()), host="another-host")
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return make_run(tmp_path / "run")
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def beat(
+    run: RunDir,
+    worker: str,
+    counter: int,
+    *,
+    process: ProcessIds = ELSEWHERE,
+    released: bool = False,
+) -> None:
+    state = {"counter": counter, "released": released, "process": asdict(process)}
+    (run.path / "workers" / f"{worker}.hb").write_text(json.dumps(state))
+
+
+def test_a_unit_is_claimed_once_by_one_worker(run: RunDir) -> None:
+    a, b = Leases(run, "a"), Leases(run, "b")
+    beat(run, "a", 1)
+    beat(run, "b", 1)
+    assert a.claim(0)
+    assert not a.claim(0)
+    assert not b.claim(0)
+    assert b.claim(1)
+    assert (run.path / "leases" / "u000000.g1").read_text() == "a"
+
+
+def test_a_worker_that_released_its_heartbeat_is_replaced_at_once(run: RunDir) -> None:
+    with Heartbeat(run, "a"):
+        assert Leases(run, "a").claim(0)
+        assert not Leases(run, "b").claim(0)
+    assert Leases(run, "b").claim(0)
+    assert (run.path / "leases" / "u000000.g2").read_text() == "b"
+
+
+def test_a_worker_whose_process_was_killed_is_replaced_at_once(
+    run: RunDir, child: subprocess.Popen[bytes]
+) -> None:
+    beat(run, "a", 1, process=ProcessIds.of(child.pid))
+    assert Leases(run, "a").claim(0)
+    other = Leases(run, "b", clock=Clock())
+    assert not other.claim(0)
+    child.kill()
+    child.wait()
+    assert other.claim(0)
+
+
+def test_a_counter_that_stands_still_is_death_after_the_limit_and_not_before(run: RunDir) -> None:
+    beat(run, "a", 5)
+    assert Leases(run, "a").claim(0)
+    clock = Clock()
+    other = Leases(run, "b", clock=clock)
+    assert not other.claim(0)
+    clock.now += TTL_S
+    assert not other.claim(0)
+    clock.now += 0.1
+    assert other.claim(0)
+
+
+def test_a_rising_counter_is_life_however_long_it_takes(run: RunDir) -> None:
+    assert Leases(run, "a").claim(0)
+    clock = Clock()
+    other = Leases(run, "b", clock=clock)
+    for counter in range(50):
+        beat(run, "a", counter)
+        assert not other.claim(0)
+        clock.now += TTL_S - 1
+
+
+def test_a_counter_seen_for_the_first_time_is_given_the_whole_limit(run: RunDir) -> None:
+    beat(run, "a", 5)
+    assert Leases(run, "a").claim(0)
+    clock = Clock(now=10 * TTL_S)  # an observer that has been up for long
+    assert not Leases(run, "b", clock=clock).claim(0)
+
+
+def test_a_living_process_of_this_host_is_judged_by_its_counter_too(run: RunDir) -> None:
+    """A worker that hangs for good must not keep its units for good."""
+    beat(run, "a", 1, process=ProcessIds.of(os.getpid()))
+    assert Leases(run, "a").claim(0)
+    clock = Clock()
+    other = Leases(run, "b", clock=clock)
+    assert not other.claim(0)
+    clock.now += TTL_S + 1
+    assert other.claim(0)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"\xff", b"null", b"{}", b'{"counter": 1}', b'{"process": {}}']
+)
+def test_a_heartbeat_that_cannot_be_read_is_judged_by_the_clock(
+    run: RunDir, content: bytes | None
+) -> None:
+    assert Leases(run, "a").claim(0)
+    if content is not None:
+        (run.path / "workers" / "a.hb").write_bytes(content)
+    clock = Clock()
+    other = Leases(run, "b", clock=clock)
+    assert not other.claim(0)
+    clock.now += TTL_S + 1
+    assert other.claim(0)
+
+
+def test_a_heartbeat_that_comes_after_the_lease_saves_it(run: RunDir) -> None:
+    assert Leases(run, "a").claim(0)
+    clock = Clock()
+    other = Leases(run, "b", clock=clock)
+    assert not other.claim(0)
+    clock.now += TTL_S + 1
+    beat(run, "a", 1)
+    assert not other.claim(0)
+
+
+def test_a_chain_of_dead_owners_is_walked_to_its_end(run: RunDir) -> None:
+    for number, worker in enumerate("abc"):
+        beat(run, worker, 1, released=True)
+        assert Leases(run, worker).claim(0), number
+    beat(run, "d", 1)
+    assert Leases(run, "d").claim(0)
+    assert not Leases(run, "e").claim(0)
+    assert (run.path / "leases" / "u000000.g4").read_text() == "d"
+
+
+def test_only_one_of_two_heirs_gets_the_unit(run: RunDir) -> None:
+    beat(run, "dead", 1, released=True)
+    beat(run, "b", 1)
+    beat(run, "c", 1)
+    assert Leases(run, "dead").claim(0)
+    assert [Leases(run, heir).claim(0) for heir in "bc"] == [True, False]
+
+
+def test_a_heartbeat_names_its_process_and_rises(run: RunDir) -> None:
+    path = run.path / "workers" / "a.hb"
+    with Heartbeat(run, "a"):
+        first = json.loads(path.read_bytes())
+        assert not first["released"]
+        assert ProcessIds(**first["process"]) == ProcessIds.of(os.getpid())
+    last = json.loads(path.read_bytes())
+    assert last["released"]
+    assert last["counter"] > first["counter"]

@@ -216,7 +216,7 @@ class Dispatcher:
     async def _drain(self) -> None:
         """Wait for what is in flight, for as long as the caller lets it."""
         while self._tasks:
-            await self._unless_failed(asyncio.wait(self._tasks))
+            await self._unless_failed(asyncio.wait(tuple(self._tasks)))
         await self._unless_failed(asyncio.sleep(0))  # the last row's failure counts too
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -40,12 +40,16 @@ def find_run(given: str, environ: Mapping[str, str] = os.environ) -> RunDir:
     SpecError
         ``rundir.missing``, or ``rundir.ambiguous`` when several runs have the name.
     """
-    if os.path.exists(given):  # noqa: PTH110 - Path.exists raises for a name that is too long
+    # os.path's, because Path's raises for a name that is too long for any file
+    is_path = os.path.exists(given)  # noqa: PTH110 - as said
+    if is_path and (Path(given) / "run.json").is_file():
         return RunDir.open(Path(given))
     named = [run for run in known_runs(environ) if given in _names(run)]
     if len(named) > 1:
         message = f"several runs are called {given}: {', '.join(str(r.path) for r in named)}"
         raise SpecError(Problem("rundir.ambiguous", message, hint="give the path"))
+    if is_path and not named:
+        return RunDir.open(Path(given))
     if not named:
         hint = "give the job's output.path, or a name from `hpc-llm list`"
         raise SpecError(Problem("rundir.missing", f"no run at or called {given!r}", hint=hint))

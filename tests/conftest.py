@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Shared machines stall: a slow example is no failure. Importing hypothesis here also keeps its
+# pytest plugin from doing so in the summary, where Python 3.11's parser has failed on it.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -101,14 +101,15 @@ def main() -> None:
     work = {"sbatch": sbatch, "squeue": squeue, "sacct": sacct, "scancel": scancel}[command]
     path = HOME / f"fail.{command}"
     if not path.exists():
-        return work(words)
+        work(words)
+        return
     fault = json.loads(path.read_text())
     if fault.get("works"):
         work(words)
     time.sleep(fault.get("sleep_s", 0))
     sys.stdout.write(fault.get("stdout", ""))
     sys.stderr.write(fault.get("stderr", ""))
-    return sys.exit(fault.get("code", 0))
+    sys.exit(fault.get("code", 0))
 
 
 if __name__ == "__main__":

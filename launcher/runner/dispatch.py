@@ -119,6 +119,8 @@ class Dispatcher:
         finally:
             for task in self._tasks:
                 task.cancel()
+            if self._failure.done():
+                self._failure.exception()  # looked at, whatever else ended the work
         return len(self.run.published_units()) == grid.count(self.identity.grid)
 
     def claim(self) -> int | None:

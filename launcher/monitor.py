@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.errors import HpcLlmError, OutputError, Problem, RunError, Stopped
+from launcher.errors import (
+    HpcLlmError,
+    OutputError,
+    Problem,
+    RunError,
+    SchedulerError,
+    Stopped,
+)
 from launcher.plan import grid
 from launcher.plan.types import RunIdentity
 from launcher.rundir import RunDir
@@ -18,7 +25,8 @@ from launcher.telemetry.metrics import read_metrics
 
 __all__ = ["RunState", "RunStatus", "failure", "status", "wait"]
 
-RunState = Literal["queued", "running", "done", "cancelled", "stopped", "failed"]
+_Outcome = tuple[str, dict[str, Any]]
+RunState = Literal["ready", "queued", "running", "done", "cancelled", "stopped", "failed"]
 
 _RATE_WINDOW_S = 60.0
 _STALE_S = 30.0
@@ -36,6 +44,8 @@ class RunStatus:
         Rows answered by live workers whose part is not out yet.
     tokens_per_s
         New tokens over the last minute, all live workers together.
+    state
+        ``ready`` is written but never submitted; ``stopped`` left early and can be resumed.
     left_s
         Expected time to the end by bytes of input, or None while nothing tells.
     jobs
@@ -104,6 +114,9 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
     refs = [JobRef.from_json(entry) for entry in run.jobs()]
     states = scheduler.states(refs)
     # After the scheduler was asked: a job that is over has published all it ever will.
+    outcomes = _newest_outcomes(run)
+    state = _state(run, states, outcomes)
+    # After DONE was looked for: a run that is done has all of its parts.
     published = run.published_units()
     lines = list(read_metrics(run.path / "metrics"))
     counts = _part_counts(run, published, lines)
@@ -114,7 +127,7 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
     return RunStatus(
         name=identity.name,
         path=str(run.path),
-        state=_state(run, states),
+        state=state,
         rows_ok=sum(c["ok"] for c in counts),
         rows_error=sum(c["error"] for c in counts),
         rows_open=_open_rows(workers, lines),
@@ -128,18 +141,26 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
         left_s=_left_s(identity, published, lines) if workers else None,
         workers=workers,
         jobs=tuple({"id": job.id, "state": states[job.id].value} for job in refs),
-        problems=tuple(_problems(run, refs)),
+        problems=tuple(_problems(outcomes)),
         max_bad_fraction=plan.max_bad_fraction,
     )
 
 
 def wait(run: RunDir, scheduler: Scheduler, report: Callable[[RunStatus], None]) -> RunStatus:
-    """Report the run's status again and again until it has ended; the last one."""
+    """Report the run's status again and again until it has ended; the last one.
+
+    A scheduler that cannot be reached for a while is asked again.
+    """
     while True:
-        now = status(run, scheduler)
-        report(now)
-        if now.ended:
-            return now
+        try:
+            now = status(run, scheduler)
+        except SchedulerError as exc:
+            if not exc.transient:
+                raise
+        else:
+            report(now)
+            if now.ended:
+                return now
         time.sleep(scheduler.poll_s)
 
 
@@ -169,7 +190,7 @@ def _silent_death(found: RunStatus) -> Problem:
     return Problem("run.died", message, hint=f"see `hpc-llm logs {found.path}`, then resume it")
 
 
-def _state(run: RunDir, states: Mapping[str, JobState]) -> RunState:
+def _state(run: RunDir, states: Mapping[str, JobState], outcomes: Iterable[_Outcome]) -> RunState:
     if run.done_path.exists():
         return "done"
     found = set(states.values())
@@ -179,24 +200,28 @@ def _state(run: RunDir, states: Mapping[str, JobState]) -> RunState:
         return "queued"
     if run.stop_path.exists():
         return "cancelled"
-    kinds = {kind for kind, _ in _newest_outcomes(run)}
+    if not states:
+        return "ready"
+    kinds = {kind for kind, _ in outcomes}
     return "stopped" if kinds and "failed" not in kinds else "failed"
 
 
-def _newest_outcomes(run: RunDir) -> list[tuple[str, dict[str, Any]]]:
-    """Outcomes of the newest start of the newest job (all tasks, if it is an array)."""
-    registrations = run.registrations()
-    if not registrations:
-        return []
-    newest = registrations[-1]["job"].partition("_")[0]
-    starts = {e["job"]: e["restart"] for e in registrations if e["job"].partition("_")[0] == newest}
+def _newest_outcomes(run: RunDir) -> list[_Outcome]:
+    """Outcomes of the newest start of the newest job (all tasks, if it is an array).
+
+    None when that job died before its first line: an older one's say nothing about it.
+    """
+    newest = [entry["id"].partition("_")[0] for entry in run.jobs()][-1:]
+    starts: dict[str, int] = {}
+    for entry in run.registrations():
+        job, restart = entry["job"], entry["restart"]
+        if job.partition("_")[0] in newest:
+            starts[job] = max(restart, starts.get(job, 0))
     return [found for job, restart in starts.items() for found in run.outcomes(job, restart)]
 
 
-def _problems(run: RunDir, refs: Iterable[JobRef]) -> Iterable[Problem]:
-    if not list(refs):
-        return
-    for kind, details in _newest_outcomes(run):
+def _problems(outcomes: Iterable[_Outcome]) -> Iterable[Problem]:
+    for kind, details in outcomes:
         for problem in details["problems"] if kind == "failed" else ():
             message = f"replica {details['replica']}: {problem['message']}"
             yield Problem(problem["code"], message, hint=problem["hint"])

@@ -179,19 +179,24 @@ def _nested(given: Source, key: str, home: str) -> Source:
     return Source(given.path, {home: {key: given.data[key]}}, places, places)
 
 
+def _from(base: Path, text: str) -> Path:
+    """A path as the job file writes it: relative to its directory, ``~`` for a home."""
+    return base / os.path.expanduser(text)  # noqa: PTH111 - Path's raises without a home
+
+
 def _with_absolute_runtime(job: JobSpec, base: Path) -> JobSpec:
     """Paths of ``runtime`` start at the job file; an image may also be a registry's name."""
     runtime = job.runtime
     image = runtime.image
-    if image is not None and (image.endswith(_IMAGE_FILES) or (base / image).exists()):
-        image = str(base / image)
+    if image is not None and (image.endswith(_IMAGE_FILES) or _from(base, image).exists()):
+        image = str(_from(base, image))
     return msgspec.structs.replace(
         job,
         runtime=msgspec.structs.replace(
             runtime,
             image=image,
-            venv=str(base / runtime.venv) if runtime.venv else None,
-            mounts=[str(base / mount) for mount in runtime.mounts],
+            venv=str(_from(base, runtime.venv)) if runtime.venv else None,
+            mounts=[str(_from(base, mount)) for mount in runtime.mounts],
         ),
     )
 
@@ -217,7 +222,9 @@ def _identity(
 ) -> tuple[RunIdentity, list[Problem]]:
     where = source.at("$.input.path")
     paths = [job.input.path] if isinstance(job.input.path, str) else job.input.path
-    inputs = freeze(paths, base=base, where=where)
+    homed = [os.path.expanduser(path) for path in paths]  # noqa: PTH111 - as in `_from`
+    # Never joined with `base`: in a directory called [1], that would be a part of the pattern.
+    inputs = freeze(homed, base=base, where=where)
     prompt = PromptSpec(
         prompt=job.input.prompt,
         messages=tuple((m.role, m.content) for m in job.input.messages or ()),
@@ -266,7 +273,7 @@ def _bytes_of_rows(inputs: tuple[InputFile, ...], limit: int) -> int:
 
 
 def _run_dir(job: JobSpec, base: Path, where: Location, limit: int | None) -> RunDir:
-    path = base / os.path.expanduser(job.output.path)  # noqa: PTH111 - Path's raises without a home
+    path = _from(base, job.output.path)
     path = Path(*path.absolute().parts[:1], *_normal(path.absolute().parts[1:]))
     if limit is not None and path.name:
         path = path.with_name(f"{path.name}.first-{limit}")

@@ -42,11 +42,38 @@ class ProcessIds:
             return True
         return ticks != self.start_ticks or state in "ZX"  # a zombie works no more
 
+    def session_gone(self) -> bool:
+        """Whether, of a process that led a session, its children too are provably dead.
+
+        A number that still names a session is not given to a new process, so what is found
+        under it once its leader is dead is what the leader left behind.
+        """
+        if not self.gone():
+            return False
+        if _boot_id() != self.boot_id:
+            return True
+        return not any(_session(entry.name) == self.pid for entry in Path("/proc").iterdir())
+
 
 def _stat(pid: int) -> tuple[str, int]:
     """State, and start in clock ticks since boot (proc_pid_stat(5), fields 3 and 22)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = _fields(str(pid))
     return fields[0], int(fields[19])
+
+
+def _session(pid: str) -> int | None:
+    """The session of a live process (field 6); None when it is dead or no process."""
+    if not pid.isdigit():
+        return None
+    try:
+        fields = _fields(pid)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last with hidepid=1
+        return None
+    return None if fields[0] in "ZX" else int(fields[3])
+
+
+def _fields(pid: str) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _boot_id() -> str:

@@ -61,16 +61,15 @@ def publish(final: Path, data: bytes) -> bool:
 
 
 def _link(scratch: Path, final: Path) -> bool:
-    failure: OSError | None = None
     try:
         os.link(scratch, final)
     except OSError as exc:
-        failure = exc
-    if scratch.stat().st_nlink == 2:  # noqa: PLR2004 - its own name and the final one
-        return True
-    if failure is None or isinstance(failure, FileExistsError):
-        return False
-    raise failure
+        if scratch.stat().st_nlink == 2:  # noqa: PLR2004 - its own name and the final one
+            return True
+        if isinstance(exc, FileExistsError):
+            return False
+        raise
+    return True
 
 
 def replace(final: Path, data: bytes) -> None:

@@ -187,7 +187,9 @@ def _standing(run: RunDir, scheduler: Scheduler) -> Submission | None:
     """What makes another job needless: the run is done, or a job of it is live."""
     if run.done_path.exists() and len(run.published_units()) == count(run.identity().grid):
         return Submission(run=run, how="done")
-    live = _live(run, scheduler) if run.identity_path.exists() else []
+    # What was cancelled does no more work, even while its job is still seen to end.
+    working = run.identity_path.exists() and not run.stop_path.exists()
+    live = _live(run, scheduler) if working else []
     return Submission(run=run, how="attached", job=live[0]) if live else None
 
 

@@ -34,7 +34,9 @@ def command(run: str, lines: int) -> Answer:
     found = find_run(run)
     jobs = found.jobs()
     newest = jobs[-1]["id"] if jobs else ""
-    logs = sorted((found.path / "logs").glob(f"{newest}*.log")) if jobs else []
+    # Its own log, those of an array's tasks, and those of its steps; job 12 is not 123.
+    names = (f"{newest}.log", f"{newest}_*.log", f"{newest}.s*.log")
+    logs = sorted({log for name in names for log in (found.path / "logs").glob(name)})
     shown = {str(path): _tail(path, lines) for path in logs}
     text = "\n".join(
         f"==> {path} <==\n" + "\n".join(printable(line) for line in tail)

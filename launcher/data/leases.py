@@ -1,4 +1,4 @@
-"""Who works on which unit: one lease a unit, taken by `link` and never by looking.
+"""Who works on which unit: one lease a unit, taken by `link` alone.
 
 A lease is a file ``leases/u<unit>.g<generation>`` that names its worker. The next generation
 may be taken once that worker is dead: provably (same host, process gone, or it said so), or
@@ -8,6 +8,7 @@ guess costs work, never correctness: parts are created once, whoever comes first
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -41,11 +42,14 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self._released.set()
         self._thread.join()
-        self._write()
+        with contextlib.suppress(OSError):  # as below; and how the work ended is worth more
+            self._write()
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_S):
-            self._write()
+            # A full disk now may have room at the next beat; a missed one costs no row.
+            with contextlib.suppress(OSError):
+                self._write()
 
     def _write(self) -> None:
         self._counter += 1
@@ -74,7 +78,8 @@ class Leases:
         generation = 1
         while True:
             path = self.run.path / "leases" / f"u{unit:06}.g{generation}"
-            if publish(path, self.worker.encode()):
+            # Only `link` decides; but one that is refused costs two fsyncs, and a look does not.
+            if not path.exists() and publish(path, self.worker.encode()):
                 return True
             owner = path.read_text()
             if owner == self.worker or not self._dead(owner):

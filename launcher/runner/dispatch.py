@@ -235,6 +235,7 @@ class Dispatcher:
         if self._failure.done():
             task.cancel()
             self._failure.result()
+        task.result()
 
 
 def _counts(unit: int, records: list[dict[str, Any]]) -> PartCounts:

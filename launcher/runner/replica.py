@@ -12,19 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from launcher.data.inputs import changed
-from launcher.data.leases import Heartbeat, Leases
+from launcher.data.leases import TTL_S, Heartbeat, Leases
 from launcher.engines.base import EngineSetup
 from launcher.engines.registry import create
 from launcher.errors import Problem, RunError
 from launcher.plan.grid import count
 from launcher.plan.types import Plan, RunIdentity
 from launcher.rundir import RunDir, publish
-from launcher.runner.dispatch import Dispatcher
+from launcher.runner.dispatch import POLL_S, Dispatcher
 from launcher.telemetry.metrics import Beat, MetricsLog
 
 __all__ = ["ReplicaTask", "run_replica"]
 
 BEAT_S = 2.0
+# Owners that have died are known by then, be the node of one as slow as it may.
+TAKE_OVER_S = TTL_S + 5.0
 # Left for closing the engine and releasing what is held, of the time before the limit.
 CLOSING_S = 30.0
 
@@ -76,13 +78,25 @@ async def _work(task: ReplicaTask, identity: RunIdentity, plan: Plan, leases: Le
         published=metrics.write,
     )
     try:
-        first = dispatcher.claim()
-        if first is None:  # before anything heavy is imported
-            return _nothing_to_claim(task, identity)
         with _beats(task, dispatcher, metrics):
-            return await _until_told_to_leave(task, plan, dispatcher, first)
+            return await _until_told_to_leave(task, plan, dispatcher)
     finally:
         metrics.close()
+
+
+async def _first_unit(run: RunDir, dispatcher: Dispatcher) -> int | None:
+    """A unit to begin with; None when all are published, or others work on those that are not.
+
+    An owner that died on another node is known to be dead only once its heartbeat was seen to
+    stand still. Who left before that would leave its units for good, however often resumed.
+    """
+    given_up = time.monotonic() + TAKE_OVER_S
+    total = count(dispatcher.identity.grid)
+    while (unit := await asyncio.to_thread(dispatcher.claim)) is None:
+        if len(run.published_units()) == total or time.monotonic() > given_up:
+            return None
+        await asyncio.sleep(POLL_S)
+    return unit
 
 
 def _nothing_to_claim(task: ReplicaTask, identity: RunIdentity) -> bool:
@@ -94,12 +108,10 @@ def _nothing_to_claim(task: ReplicaTask, identity: RunIdentity) -> bool:
     return done
 
 
-async def _until_told_to_leave(
-    task: ReplicaTask, plan: Plan, dispatcher: Dispatcher, first: int
-) -> bool:
+async def _until_told_to_leave(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher) -> bool:
     """Answer until the end; on SIGUSR1 let what is in flight end, on SIGTERM do not."""
     loop = asyncio.get_running_loop()
-    work = asyncio.ensure_future(_answer(task, plan, dispatcher, first))
+    work = asyncio.ensure_future(_answer(task, plan, dispatcher))
 
     def leave(patience_s: float) -> None:
         task.say(f"leaving: what is in flight has {patience_s:.0f} s to end")
@@ -115,7 +127,10 @@ async def _until_told_to_leave(
         return False
 
 
-async def _answer(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher, first: int) -> bool:
+async def _answer(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher) -> bool:
+    first = await _first_unit(task.run, dispatcher)
+    if first is None:  # before anything heavy is imported
+        return _nothing_to_claim(task, dispatcher.identity)
     engine = create(plan.engine, _setup(plan))
     started = time.monotonic()
     try:

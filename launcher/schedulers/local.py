@@ -91,4 +91,5 @@ def _state(job: JobRef) -> JobState:
         return JobState.LOST
     if job.process.elsewhere():
         return JobState.LOST
-    return JobState.ENDED if job.process.gone() else JobState.RUNNING
+    # Killed alone, the script leaves its steps behind: they still work and can be ended.
+    return JobState.ENDED if job.process.session_gone() else JobState.RUNNING

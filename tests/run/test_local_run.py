@@ -124,6 +124,23 @@ def test_a_cancelled_run_stops_and_goes_on_when_resumed(cli: Cli) -> None:
     assert cli.texts(run) == TEXTS
 
 
+def test_what_a_killed_script_leaves_behind_still_counts_and_can_be_cancelled(cli: Cli) -> None:
+    run = started(cli, job(cli, engine_options=SLOW))
+    pid = session(run)
+    os.kill(pid, signal.SIGKILL)
+    assert cli.state(run) == "running"
+    assert len(cli.ask("cancel", run).data["jobs"]) == 1
+    assert not session_processes(pid)
+    assert cli.state(run) == "cancelled"
+
+
+def test_a_rendered_run_is_ready_until_it_is_submitted(cli: Cli) -> None:
+    job_file = job(cli)
+    assert cli.ask("render", job_file, "--out", run_of(job_file)).code == 0
+    assert cli.state(run_of(job_file)) == "ready"
+    assert cli.ask("submit", job_file, "--wait").data["state"] == "done"
+
+
 def test_cancelling_what_is_over_says_so_and_harms_nothing(cli: Cli) -> None:
     job_file = job(cli)
     assert cli("submit", job_file, "--wait").code == 0

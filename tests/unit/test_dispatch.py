@@ -410,15 +410,27 @@ def test_a_run_whose_last_worker_died_before_it_said_done_is_finished(tmp_path: 
     assert found.run.done_path.exists()
 
 
-def test_a_replica_that_finds_all_units_held_by_others_does_not_call_the_run_done(
-    tmp_path: Path,
+def test_a_replica_that_finds_all_units_held_by_living_others_leaves_and_calls_nothing_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its owner may be a node that died: nobody knows yet, and a requeue must not end as done."""
+    monkeypatch.setattr("launcher.runner.replica.TAKE_OVER_S", 0.1)
     found = scene(tmp_path, 1)
     other(found.run, "other")
     assert Leases(found.run, "other").claim(0)
     assert not run_replica(task(found.run))
     assert not found.run.done_path.exists()
+
+
+def test_units_of_a_worker_that_died_on_another_node_are_taken_over_by_the_next_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is left may be its: who left at once would leave them for good."""
+    monkeypatch.setattr("launcher.data.leases.TTL_S", 0.05)
+    found = scene(tmp_path, 1)
+    other(found.run, "dead")
+    assert Leases(found.run, "dead").claim(0)
+    assert run_replica(task(found.run))
+    assert found.run.done_path.exists()
 
 
 def test_a_changed_input_stops_a_replica_before_it_answers(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -178,3 +179,12 @@ def test_a_heartbeat_names_its_process_and_rises(run: RunDir) -> None:
     last = json.loads(path.read_bytes())
     assert last["released"]
     assert last["counter"] > first["counter"]
+
+
+def test_a_heartbeat_that_cannot_say_it_ended_hides_no_reason_why(run: RunDir) -> None:
+    def fail() -> None:
+        shutil.rmtree(run.path / "workers")
+        raise RuntimeError("the reason")
+
+    with pytest.raises(RuntimeError, match="the reason"), Heartbeat(run, "a"):
+        fail()

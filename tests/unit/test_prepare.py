@@ -203,3 +203,23 @@ def test_an_input_without_rows_is_refused(job: Path, content: str) -> None:
 def test_a_row_without_a_needed_field_is_said_before_anything_runs(job: Path) -> None:
     write(job, input={"path": "in.jsonl", "prompt": "{{ txt }}", "chat": False})
     assert codes(job) == ["input.missing-field"]
+
+
+def test_a_tilde_is_the_home_wherever_the_job_names_a_path(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(job.parent))
+    write(
+        job,
+        input={"path": "~/in.jsonl", "prompt": "{{ text }}"},
+        output={"path": "~/out"},
+        runtime={"venv": "~/venv", "mounts": ["~/data"]},
+    )
+    found = prepare(job)
+    assert found.identity.inputs[0].path == str(job.parent / "in.jsonl")
+    assert found.run.path == job.parent / "out"
+    runtime = found.resolution.plan.runtime
+    assert (runtime.venv, runtime.mounts) == (
+        str(job.parent / "venv"),
+        (str(job.parent / "data"),),
+    )

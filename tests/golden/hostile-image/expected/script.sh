@@ -27,6 +27,8 @@ cd "$run" || exit 4
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-0}}
 job=${job:-${SLURM_JOB_ID:-${HPC_LLM_LOCAL_JOB:-local-$(date +%s)-$$}}}
 restart=${SLURM_RESTART_COUNT:-0}
+# Inside one allocation the script may be started again by hand: each start has its own number.
+while [ -e "jobs/$job.$restart.json" ]; do restart=$((restart + 1)); done
 unset HPC_LLM_LOCAL_JOB
 
 stat=$(<"/proc/$$/stat")
@@ -81,13 +83,15 @@ start_step() { # replica
     >>"logs/$job.s$1.log" 2>&1
 }
 
-# `wait` returns early when a trapped signal arrives: only a process that is gone has ended.
+# `wait` returns early when a trapped signal arrives. Whether the process still lives does not
+# tell: hours after its end, its id may be another's.
 await_step() { # pid
   local code
   while :; do
+    signalled=0
     wait "$1"
     code=$?
-    kill -0 "$1" 2>/dev/null || return "$code"
+    [ "$signalled" -eq 1 ] || return "$code"
   done
 }
 
@@ -97,8 +101,8 @@ first=$((${SLURM_ARRAY_TASK_ID:-0} * per_allocation))
 end=$((first + per_allocation < replicas ? first + per_allocation : replicas))
 
 pids=()
-trap 'kill -USR1 "${pids[@]}" 2>/dev/null' USR1
-trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+trap 'signalled=1; kill -USR1 "${pids[@]}" 2>/dev/null' USR1
+trap 'signalled=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((replica = first; replica < end; replica++)); do
   start_step "$replica" &
   pids+=("$!")

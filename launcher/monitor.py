@@ -21,14 +21,13 @@ from launcher.plan.types import RunIdentity
 from launcher.rundir import RunDir
 from launcher.schedulers.base import JobRef, JobState, Scheduler
 from launcher.schedulers.registry import scheduler_for
-from launcher.telemetry.metrics import read_metrics
+from launcher.telemetry.metrics import read_beats, read_parts
 
 __all__ = ["RunState", "RunStatus", "failure", "status", "wait"]
 
 _Outcome = tuple[str, dict[str, Any]]
 RunState = Literal["ready", "queued", "running", "done", "cancelled", "stopped", "failed"]
 
-_RATE_WINDOW_S = 60.0
 _STALE_S = 30.0
 
 
@@ -109,7 +108,7 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
         The scheduler could not be asked.
     """
     identity = run.identity()
-    plan = run.plan(run.plan_numbers()[-1])
+    plan = run.newest_plan()
     scheduler = scheduler or scheduler_for(plan.scheduler)
     refs = [JobRef.from_json(entry) for entry in run.jobs()]
     states = scheduler.states(refs)
@@ -118,10 +117,10 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
     state = _state(run, states, outcomes)
     # After DONE was looked for: a run that is done has all of its parts.
     published = run.published_units()
-    lines = list(read_metrics(run.path / "metrics"))
-    counts = _part_counts(run, published, lines)
+    parts = list(read_parts(run.path / "metrics"))
+    counts = _part_counts(run, published, parts)
     live = any(state.live for state in states.values())
-    workers = _workers(lines) if live else ()
+    workers = _workers(run) if live and state != "done" else ()
     sizes = [grid.span(identity.grid, unit) for unit in published]
     bytes_done = sum(end - start for start, end in sizes)
     return RunStatus(
@@ -130,15 +129,15 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
         state=state,
         rows_ok=sum(c["ok"] for c in counts),
         rows_error=sum(c["error"] for c in counts),
-        rows_open=_open_rows(workers, lines),
+        rows_open=_open_rows(workers, parts),
         units_done=len(published),
         units_total=grid.count(identity.grid),
         bytes_done=bytes_done,
         bytes_total=identity.grid.total_bytes,
         prompt_tokens=sum(c["prompt_tokens"] for c in counts),
         completion_tokens=sum(c["completion_tokens"] for c in counts),
-        tokens_per_s=_tokens_per_s(lines) if workers else 0.0,
-        left_s=_left_s(identity, published, lines) if workers else None,
+        tokens_per_s=round(sum(w["tokens_per_s"] for w in workers), 1),
+        left_s=_left_s(identity, published, workers, parts),
         workers=workers,
         jobs=tuple({"id": job.id, "state": states[job.id].value} for job in refs),
         problems=tuple(_problems(outcomes)),
@@ -228,10 +227,10 @@ def _problems(outcomes: Iterable[_Outcome]) -> Iterable[Problem]:
 
 
 def _part_counts(
-    run: RunDir, published: set[int], lines: Iterable[dict[str, Any]]
+    run: RunDir, published: set[int], parts: Iterable[dict[str, Any]]
 ) -> list[dict[str, int]]:
     """Counts of each published part: as its worker noted them, else from the part itself."""
-    noted = {line["unit"]: line for line in lines if line["kind"] == "part"}
+    noted = {part["unit"]: part for part in parts}
     return [noted.get(unit) or _count(run, unit) for unit in published]
 
 
@@ -251,55 +250,33 @@ def _count(run: RunDir, unit: int) -> dict[str, int]:
         raise OutputError(problem) from exc
 
 
-def _beats(lines: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        if line["kind"] == "beat":
-            found.setdefault(line["worker"], []).append(line)
-    return found
-
-
-def _workers(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """The last beat of each worker that has not ended; ``age_s`` says how old it is."""
-    last = (beats[-1] for beats in _beats(lines).values())
+def _workers(run: RunDir) -> tuple[dict[str, Any], ...]:
+    """How each live worker stands; ``age_s`` says how old its word is."""
     now = time.time()
-    keys = ("worker", "replica", "phase", "rows", "in_flight", "completion_tokens")
+    beats = list(read_beats(run.path / "metrics"))
     return tuple(
-        {**{key: beat[key] for key in keys}, "age_s": round(max(0.0, now - beat["time"]), 1)}
-        for beat in last
-        if beat["phase"] != "ended" and now - beat["time"] < _STALE_S
+        {**beat, "age_s": round(max(0.0, now - beat["time"]), 1)}
+        for beat in beats
+        if now - beat["time"] < _STALE_S
     )
 
 
-def _open_rows(workers: Iterable[dict[str, Any]], lines: Iterable[dict[str, Any]]) -> int:
+def _open_rows(workers: Iterable[dict[str, Any]], parts: Iterable[dict[str, Any]]) -> int:
     """Rows answered by the live workers, less those in their published parts."""
-    answered = {worker["worker"]: worker["rows"] for worker in workers}
-    published = sum(
-        int(line["ok"]) + int(line["error"])
-        for line in lines
-        if line["kind"] == "part" and line["worker"] in answered
-    )
-    return max(0, sum(int(rows) for rows in answered.values()) - published)
-
-
-def _tokens_per_s(lines: Iterable[dict[str, Any]]) -> float:
-    newest = time.time()
-    total = 0.0
-    for beats in _beats(lines).values():
-        recent = [beat for beat in beats if newest - beat["time"] < _RATE_WINDOW_S]
-        if len(recent) > 1 and recent[-1]["time"] > recent[0]["time"]:
-            tokens = recent[-1]["completion_tokens"] - recent[0]["completion_tokens"]
-            total += tokens / (recent[-1]["time"] - recent[0]["time"])
-    return round(total, 1)
+    answered = {worker["worker"]: int(worker["rows"]) for worker in workers}
+    own = (part for part in parts if part["worker"] in answered)
+    return max(0, sum(answered.values()) - sum(int(p["ok"]) + int(p["error"]) for p in own))
 
 
 def _left_s(
-    identity: RunIdentity, published: set[int], lines: list[dict[str, Any]]
+    identity: RunIdentity,
+    published: set[int],
+    workers: Iterable[dict[str, Any]],
+    parts: Iterable[dict[str, Any]],
 ) -> float | None:
     """Time left, from the bytes published since the live workers began to answer."""
-    live = {worker["worker"] for worker in _workers(lines)}
-    begun = [b["time"] for b in lines if b["worker"] in live and b.get("phase") == "running"]
-    own = {line["unit"] for line in lines if line["kind"] == "part" and line["worker"] in live}
+    begun = {w["worker"]: w["running_since"] for w in workers if w["running_since"]}
+    own = {part["unit"] for part in parts if part["worker"] in begun}
 
     def size(units: Iterable[int]) -> int:
         return sum(end - start for start, end in (grid.span(identity.grid, u) for u in units))
@@ -308,4 +285,4 @@ def _left_s(
     if not begun or not fresh:
         return None
     missing = identity.grid.total_bytes - size(published)
-    return missing / fresh * (time.time() - float(min(begun)))
+    return missing / fresh * (time.time() - float(min(begun.values())))

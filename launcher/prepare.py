@@ -107,14 +107,16 @@ def prepare(
     job = _with_absolute_runtime(read_job(source), base)
     chosen = choose_site(site or default_site, partition=job.resources.partition)
     model = _model(job, base, source)
+    inputs = _inputs(job, base, source.at("$.input.path"))
     resolution = resolve(
         job,
         chosen.spec,
         job_source=source,
         site_source=chosen.source,
-        facts=_facts(model),
+        facts=_facts(model, inputs),
     )
-    identity, input_warnings = _identity(job, source, base, model.checkpoint, limit)
+    identity = _identity(job, inputs, model.checkpoint, limit)
+    input_warnings = _check_input(inputs, identity.prompt, source)
     run = _run_dir(job, base, source.at("$.output.path"), limit)
     return Prepared(
         job=job,
@@ -207,30 +209,40 @@ def _model(job: JobSpec, base: Path, source: Source) -> FoundModel:
     return find_model(job.model, base=base, where=source.at("$.model"))
 
 
-def _facts(model: FoundModel) -> Facts:
+def _inputs(job: JobSpec, base: Path, where: Location) -> tuple[InputFile, ...]:
+    paths = [job.input.path] if isinstance(job.input.path, str) else job.input.path
+    homed = [os.path.expanduser(path) for path in paths]  # noqa: PTH111 - as in `_from`
+    # Never joined with `base`: in a directory called [1], that would be a part of the pattern.
+    return freeze(homed, base=base, where=where)
+
+
+def _reads(inputs: Sequence[InputFile], checkpoint: Checkpoint | None) -> set[str]:
+    """The directories that hold input and model, and those that links in them lead to."""
+    files = {Path(entry.path) for entry in inputs}
+    if checkpoint is not None:
+        files.update(checkpoint.path.iterdir())
+    return {str(path.parent) for file in files for path in (file, file.resolve())}
+
+
+def _facts(model: FoundModel, inputs: Sequence[InputFile]) -> Facts:
     checkpoint = model.checkpoint
     return Facts(
         shape=model.shape,
         model_path=str(checkpoint.path) if checkpoint else None,
         chat_template=checkpoint.chat_template if checkpoint else None,
         own_python=sys.executable,
+        reads=tuple(sorted(_reads(inputs, checkpoint))),
     )
 
 
 def _identity(
-    job: JobSpec, source: Source, base: Path, checkpoint: Checkpoint | None, limit: int | None
-) -> tuple[RunIdentity, list[Problem]]:
-    where = source.at("$.input.path")
-    paths = [job.input.path] if isinstance(job.input.path, str) else job.input.path
-    homed = [os.path.expanduser(path) for path in paths]  # noqa: PTH111 - as in `_from`
-    # Never joined with `base`: in a directory called [1], that would be a part of the pattern.
-    inputs = freeze(homed, base=base, where=where)
+    job: JobSpec, inputs: tuple[InputFile, ...], checkpoint: Checkpoint | None, limit: int | None
+) -> RunIdentity:
     prompt = PromptSpec(
         prompt=job.input.prompt,
         messages=tuple((m.role, m.content) for m in job.input.messages or ()),
         chat=job.input.chat,
     )
-    warnings = _check_input(inputs, prompt, source)
     return RunIdentity(
         name=job.name,
         model=ModelRef(
@@ -245,7 +257,7 @@ def _identity(
         ),
         grid=make_grid(total_bytes(inputs) if limit is None else _bytes_of_rows(inputs, limit)),
         keep=job.output.keep if isinstance(job.output.keep, str) else tuple(job.output.keep),
-    ), warnings
+    )
 
 
 def _check_input(

@@ -72,19 +72,23 @@ def _link(scratch: Path, final: Path) -> bool:
     return True
 
 
-def replace(final: Path, data: bytes) -> None:
-    """Put ``data`` in place of ``final``; a reader sees the old bytes or the new ones."""
-    _scratch(final, data).replace(final)
+def replace(final: Path, data: bytes, *, sync: bool = True) -> None:
+    """Put ``data`` in place of ``final``; a reader sees the old bytes or the new ones.
+
+    ``sync=False`` does not wait for the disk: for what is worth nothing after a crash.
+    """
+    _scratch(final, data, sync=sync).replace(final)
 
 
-def _scratch(final: Path, data: bytes) -> Path:
+def _scratch(final: Path, data: bytes, *, sync: bool = True) -> Path:
     scratch = final.with_name(f".{final.name}.{secrets.token_hex(8)}.tmp")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
     except BaseException:
         scratch.unlink()
         raise
@@ -150,18 +154,29 @@ class RunDir:
     def plan_path(self, number: str) -> Path:
         return self.path / "plans" / f"{number}.json"
 
-    def metrics_path(self, worker: str) -> Path:
-        return self.path / "metrics" / f"{worker}.jsonl"
-
     def identity(self) -> RunIdentity:
         return _read(self.identity_path, RunIdentity.from_json)
 
     def plan(self, number: str) -> Plan:
         return _read(self.plan_path(number), Plan.from_json)
 
+    def newest_plan(self) -> Plan:
+        """The plan of the last submission.
+
+        Raises
+        ------
+        OutputError
+            ``rundir.damaged`` when there is none.
+        """
+        numbers = self.plan_numbers()
+        if not numbers:
+            raise OutputError(Problem("rundir.damaged", f"{self.path} holds no plan"))
+        return self.plan(numbers[-1])
+
     def plan_numbers(self) -> list[str]:
         """Numbers of all plans, oldest first."""
-        return sorted(p.stem for p in (self.path / "plans").glob("[0-9][0-9][0-9][0-9].json"))
+        found = (path.stem for path in (self.path / "plans").glob("*.json"))
+        return sorted((n for n in found if n.isdigit()), key=int)
 
     def published_units(self) -> set[int]:
         """Units whose part is out, from one listing and no stat."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import dataclass
@@ -55,8 +56,7 @@ def submit(prepared: Prepared) -> Submission:
     scheduler = scheduler_for(plan.scheduler)
     if found := _standing(run, scheduler):
         return found
-    number = next_plan_number(run)
-    write_files(run, run_directory_files(prepared, plan_number=number))
+    _write(prepared)
     return _start(run, scheduler)
 
 
@@ -68,7 +68,7 @@ def resume(run: RunDir) -> Submission:
     SchedulerError
         The scheduler refused.
     """
-    scheduler = scheduler_for(run.plan(run.plan_numbers()[-1]).scheduler)
+    scheduler = scheduler_for(run.newest_plan().scheduler)
     return _standing(run, scheduler) or _start(run, scheduler)
 
 
@@ -82,7 +82,7 @@ def cancel(run: RunDir) -> list[str]:
     """
     run.stop_path.parent.mkdir(exist_ok=True)
     replace(run.stop_path, b"")
-    scheduler = scheduler_for(run.plan(run.plan_numbers()[-1]).scheduler)
+    scheduler = scheduler_for(run.newest_plan().scheduler)
     live = _live(run, scheduler)
     if live:
         scheduler.cancel(live)
@@ -98,9 +98,7 @@ def render_to(prepared: Prepared) -> list[str]:
         As for `submit`, when the directory holds something else.
     """
     check_directory(prepared)
-    files = run_directory_files(prepared, plan_number=next_plan_number(prepared.run))
-    write_files(prepared.run, files)
-    return sorted(files)
+    return _write(prepared)
 
 
 def check_can_run(plan: Plan) -> None:
@@ -158,23 +156,33 @@ def next_plan_number(run: RunDir) -> str:
     return f"{int(max(run.plan_numbers(), default='0')) + 1:04}"
 
 
-def write_files(run: RunDir, files: dict[str, bytes]) -> None:
+def _write(prepared: Prepared) -> list[str]:
     """Write the run directory: what is immutable once, the rest in place of the old.
 
     ``run.json`` comes last: a directory that has it is whole.
     """
+    run = prepared.run
     try:
         run.create()
         runs.remember(run)
+        files = _publish_plan(prepared)
         for name in sorted(files, key=lambda name: name == "run.json"):
-            path = run.path / name
-            if name == "run.json" or name.startswith(("plans/", "lib/")):
-                publish(path, files[name])
-            else:
-                replace(path, files[name])
+            once = name == "run.json" or name.startswith(("plans/", "lib/"))
+            (publish if once else replace)(run.path / name, files[name])
         (run.path / "script.sh").chmod(0o755)
     except OSError as exc:
         raise PlanError(_unwritable(run, exc)) from exc
+    return sorted(files)
+
+
+def _publish_plan(prepared: Prepared) -> dict[str, bytes]:
+    """The files under the first plan number that nobody else takes at the same moment."""
+    for number in itertools.count(int(next_plan_number(prepared.run))):
+        plan_number = f"{number:04}"
+        files = run_directory_files(prepared, plan_number=plan_number)
+        if publish(prepared.run.plan_path(plan_number), files[f"plans/{plan_number}.json"]):
+            return files
+    raise AssertionError  # pragma: no cover - there is always a next number
 
 
 def _unwritable(run: RunDir, exc: OSError) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from launcher.errors import HpcLlmError, Problem, printable
 __all__ = ["Answer", "AnswerCommand", "columns", "job_options", "safe_text", "warn"]
 
 INTERRUPTED = 130
+PIPE_CLOSED = 141  # as a shell says it of a command that SIGPIPE ended
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -63,6 +65,9 @@ class AnswerCommand(click.Command):
             answer = Answer(problems=exc.problems, exit_code=exc.exit_code)
         except KeyboardInterrupt:
             answer = Answer(exit_code=INTERRUPTED)
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(PIPE_CLOSED)
         except click.UsageError as exc:
             if ctx.meta[_FORM] != "json":
                 raise
@@ -110,9 +115,9 @@ def _print(answer: Answer, ctx: click.Context) -> None:
             "data": answer.data,
             "problems": [problem.to_json() for problem in answer.problems],
         }
-        text = json.dumps(envelope, ensure_ascii=False)
-        # File names that are not UTF-8 hold lone surrogates, which JSON can only have escaped.
-        click.echo(text.encode("utf-8", "backslashreplace"))
+        # ASCII: C1 controls would drive a terminal, and lone surrogates (file names that are not
+        # UTF-8) can only be written escaped.
+        click.echo(json.dumps(envelope))
         return
     if answer.text:
         click.echo(safe_text(answer.text))

@@ -21,6 +21,8 @@ def command(code: str) -> Answer:
     pages = error_pages()
     if code not in pages:
         close = difflib.get_close_matches(code, pages, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(pages))}"
+        hint = (
+            f"did you mean {close[0]}?" if close else "see docs/reference/errors.md for all of them"
+        )
         raise SpecError(Problem("explain.unknown", f"no error has the code {code!r}", hint=hint))
     return Answer(data={"code": code, "text": pages[code]}, text=f"{code}\n\n{pages[code]}")

@@ -53,7 +53,8 @@ def status_answer(found: RunStatus, *, ended: bool) -> Answer:
 
     failed = failure(found) if ended else None
     lines = [f"{found.name}: {status_line(found)}", f"run directory {found.path}"]
-    lines += [f"job {job['id']}: {job['state']}" for job in found.jobs]
+    if found.state != "done":  # the last job's script may take a moment longer
+        lines += [f"job {job['id']}: {job['state']}" for job in found.jobs]
     lines += [
         f"replica {w['replica']}: {w['phase']}, {w['rows']} rows, {w['in_flight']} in flight"
         for w in found.workers
@@ -91,7 +92,7 @@ def _follow(run: RunDir) -> RunStatus:
     from launcher.monitor import wait
     from launcher.schedulers.registry import scheduler_for
 
-    scheduler = scheduler_for(run.plan(run.plan_numbers()[-1]).scheduler)
+    scheduler = scheduler_for(run.newest_plan().scheduler)
     with _bar() if sys.stderr.isatty() else _lines() as report:
         return wait(run, scheduler, report)
 

@@ -55,7 +55,7 @@ class Heartbeat:
         self._counter += 1
         released = self._released.is_set()
         state = {"counter": self._counter, "released": released, "process": self._ids}
-        replace(self._path, json.dumps(state).encode())
+        replace(self._path, json.dumps(state).encode(), sync=False)
 
 
 @dataclass

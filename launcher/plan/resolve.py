@@ -16,6 +16,7 @@ from launcher.plan import checks
 from launcher.plan.capabilities import ENGINES, step_kind
 from launcher.plan.directives import slurm_directives
 from launcher.plan.layout import NodeShape, lay_out
+from launcher.plan.mounts import complete_mounts
 from launcher.plan.types import Cut, Layout, Plan, Step, WorkRuntime
 from launcher.spec.job import JobSpec, Parallelism
 from launcher.spec.site import EngineRuntime, Partition, SiteSpec
@@ -39,12 +40,15 @@ class Facts:
         Whether the checkpoint has a chat template; None without a checkpoint.
     own_python
         The interpreter that plans: what jobs of the local scheduler run under by default.
+    reads
+        Directories that the job reads input and model from, links followed and not.
     """
 
     shape: ModelShape | None = None
     model_path: str | None = None
     chat_template: bool | None = None
     own_python: str | None = None
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ def resolve(
     _check_extent(r, layout, partition, name)
     _check_idle(r, layout, partition, node)
     runtime = _runtime(r, site.engines.get(job.engine, EngineRuntime()))
+    _check_mounts(r, runtime)
     _check_launch(r, step, runtime)
     time_s = _time(r, partition, name)
     r.stop_on_errors()
@@ -300,7 +305,7 @@ def _runtime(r: _Resolver, site: EngineRuntime) -> WorkRuntime:
         python=job.python or site_python or default or "python3",
         image=image,
         container=r.site.container.runtime if image else "none",
-        mounts=tuple(job.mounts),
+        mounts=complete_mounts(tuple(job.mounts), r.facts.reads) if image else tuple(job.mounts),
         venv=venv,
         modules=tuple(job.modules or site.modules),
     )
@@ -312,6 +317,14 @@ def _runtime(r: _Resolver, site: EngineRuntime) -> WorkRuntime:
             from_site = value == (tuple(site.modules) if key == "modules" else getattr(site, key))
             r.decide(f"runtime.{key}", value, f"site {r.site.name}" if from_site else None)
     return runtime
+
+
+def _check_mounts(r: _Resolver, runtime: WorkRuntime) -> None:
+    for place in runtime.mounts[len(r.job.runtime.mounts) :]:
+        if found := sorted(set(":,").intersection(place)):
+            message = f"{place} has to be mounted, and a mount cannot hold {' or '.join(found)}"
+            hint = "rename the directory, or mount one above it elsewhere with runtime.mounts"
+            r.error("plan.mount", message, "runtime", hint=hint)
 
 
 def _check_launch(r: _Resolver, step: Step, runtime: WorkRuntime) -> None:

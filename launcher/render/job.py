@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from launcher.plan.directives import cpus_per_task
 from launcher.plan.types import Plan
 from launcher.render.engine import render_template
 from launcher.render.quoting import Raw, shell_value
@@ -54,7 +53,6 @@ def render_job(
         "modules": plan.runtime.modules,
         "venv": plan.runtime.venv,
         "lib": lib,
-        "cpus_per_task": cpus_per_task(plan.layout, plan.step) if plan.launcher == "srun" else None,
         "step_words": Raw(words),
         "replicas": plan.layout.replicas,
         "replicas_per_allocation": allocation.replicas,

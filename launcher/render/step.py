@@ -44,7 +44,7 @@ def _srun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
     yield from ("--label", "--unbuffered")
     if plan.runtime.container == "pyxis" and plan.runtime.image:
         yield f"--container-image={plan.runtime.image}"
-        places = (str(run_dir), *_mounts(plan))
+        places = (str(run_dir), *plan.runtime.mounts)
         mounts = ",".join(m if ":" in m else f"{m}:{m}" for m in places)
         yield f"--container-mounts={mounts}"
         yield from ("--no-container-mount-home", f"--container-workdir={run_dir}")
@@ -75,14 +75,6 @@ def _apptainer(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
     if plan.runtime.container != "apptainer" or not plan.runtime.image:
         return
     yield from ("apptainer", "exec", *(("--nv",) if plan.layout.allocation.gpus_per_node else ()))
-    for path in (str(run_dir), *_mounts(plan)):
+    for path in (str(run_dir), *plan.runtime.mounts):
         yield from ("--bind", path)
     yield from ("--pwd", run_dir, plan.runtime.image)
-
-
-def _mounts(plan: Plan) -> tuple[str, ...]:
-    """What the engine reads: the mounts of the job, and the model where no mount holds it."""
-    mounts = plan.runtime.mounts
-    model = plan.model_path
-    covered = model is None or any(PurePosixPath(model).is_relative_to(m) for m in mounts)
-    return mounts if covered else (*mounts, str(model))

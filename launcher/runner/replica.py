@@ -20,7 +20,7 @@ from launcher.plan.grid import count
 from launcher.plan.types import Plan, RunIdentity
 from launcher.rundir import RunDir, publish
 from launcher.runner.dispatch import POLL_S, Dispatcher
-from launcher.telemetry.metrics import Beat, MetricsLog
+from launcher.telemetry.metrics import Beat, WorkerLog
 
 __all__ = ["ReplicaTask", "run_replica"]
 
@@ -69,19 +69,19 @@ def run_replica(task: ReplicaTask) -> bool:
 
 
 async def _work(task: ReplicaTask, identity: RunIdentity, plan: Plan, leases: Leases) -> bool:
-    metrics = MetricsLog(task.run.metrics_path(task.worker))
+    log = WorkerLog(task.run.path / "metrics", task.worker)
     dispatcher = Dispatcher(
         run=task.run,
         identity=identity,
         plan_number=task.plan_number,
         leases=leases,
-        published=metrics.write,
+        published=log.part,
     )
     try:
-        with _beats(task, dispatcher, metrics):
+        with _beats(task, dispatcher, log):
             return await _until_told_to_leave(task, plan, dispatcher)
     finally:
-        metrics.close()
+        log.close()
 
 
 async def _first_unit(run: RunDir, dispatcher: Dispatcher) -> int | None:
@@ -162,25 +162,22 @@ def finish(run: RunDir) -> None:
 
 
 @contextlib.contextmanager
-def _beats(task: ReplicaTask, dispatcher: Dispatcher, metrics: MetricsLog) -> Iterator[None]:
-    """Report how the worker stands every few seconds, at the start and at the end."""
+def _beats(task: ReplicaTask, dispatcher: Dispatcher, log: WorkerLog) -> Iterator[None]:
+    """Report how the worker stands every few seconds."""
 
-    def write(phase: str) -> None:
-        t = dispatcher.totals
-        metrics.write(
-            Beat(
+    async def repeat() -> None:
+        while True:
+            t = dispatcher.totals
+            beat = Beat(
                 replica=task.replica,
-                phase=phase,
+                phase=dispatcher.phase,
                 rows=t.rows,
                 in_flight=t.in_flight,
                 prompt_tokens=t.prompt_tokens,
                 completion_tokens=t.completion_tokens,
             )
-        )
-
-    async def repeat() -> None:
-        while True:
-            write(dispatcher.phase)
+            with contextlib.suppress(OSError):  # a full disk stops no work
+                log.beat(beat)
             await asyncio.sleep(BEAT_S)
 
     ticker = asyncio.ensure_future(repeat())
@@ -188,4 +185,3 @@ def _beats(task: ReplicaTask, dispatcher: Dispatcher, metrics: MetricsLog) -> It
         yield
     finally:
         ticker.cancel()
-        write("ended")

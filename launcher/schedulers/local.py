@@ -70,7 +70,16 @@ class LocalScheduler:
         return {job.id: _state(job) for job in jobs}
 
     def cancel(self, jobs: Sequence[JobRef]) -> None:
-        """SIGTERM to the whole session, SIGKILL to what is left of it after a while."""
+        """SIGTERM to the whole session, SIGKILL to what is left of it after a while.
+
+        Raises
+        ------
+        SchedulerError
+            ``local.elsewhere`` for a job of another host, which no signal reaches.
+        """
+        if hosts := {job.process.host for job in jobs if job.process and job.process.elsewhere()}:
+            message = f"the job runs on {', '.join(sorted(hosts))}, and no signal gets there"
+            raise SchedulerError(Problem("local.elsewhere", message, hint="cancel it there"))
         self._signal(jobs, signal.SIGTERM)
         deadline = time.monotonic() + KILL_AFTER_S
         while time.monotonic() < deadline:

@@ -32,6 +32,8 @@ STATES: Mapping[str, JobState] = {
     "CONFIGURING": JobState.RUNNING,
     "REQUEUED": JobState.QUEUED,
     "REQUEUE_HOLD": JobState.QUEUED,
+    "RESV_DEL_HOLD": JobState.QUEUED,
+    "SPECIAL_EXIT": JobState.QUEUED,
     "RESIZING": JobState.RUNNING,
     "SIGNALING": JobState.RUNNING,
     "STAGE_OUT": JobState.RUNNING,

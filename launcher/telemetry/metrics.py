@@ -1,26 +1,32 @@
-"""``metrics/<worker>.jsonl``: what a worker did and does, one line at a time.
+"""What a worker tells about itself while it works, in ``metrics/``.
 
-Two kinds of lines: a *beat* says how the worker stands now, a *part* what a published unit
-holds. Only the worker itself writes its file; a torn last line is simply not yet a line.
+``<worker>.jsonl`` has a line for each part that it published, so that nobody need count rows
+again. ``<worker>.now`` says how it stands; it is replaced every few seconds and goes when the
+worker ends. Nothing here decides what is done: a lost or torn line costs a reader some work.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Beat", "MetricsLog", "PartCounts", "read_metrics"]
+from launcher.rundir import replace
+
+__all__ = ["Beat", "PartCounts", "WorkerLog", "read_beats", "read_parts"]
+
+RATE_WINDOW_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
     """How a worker stands: totals since it started, and what is in flight.
 
-    ``phase`` is ``starting``, ``running``, ``leaving`` or ``ended``.
+    ``phase`` is ``starting``, ``running`` or ``leaving``.
     """
 
     replica: int
@@ -42,32 +48,67 @@ class PartCounts:
     completion_tokens: int
 
 
-class MetricsLog:
-    """Appends lines; each reaches the file system with one write."""
+class WorkerLog:
+    """Writes the two files of one worker."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
+    def __init__(self, directory: Path, worker: str) -> None:
+        self._parts = (directory / f"{worker}.jsonl").open("ab", buffering=0)
+        self._now = directory / f"{worker}.now"
+        self._recent: deque[tuple[float, int]] = deque()
+        self._running_since: float | None = None
 
-    def write(self, line: Beat | PartCounts) -> None:
-        kind = "beat" if isinstance(line, Beat) else "part"
-        entry = {"kind": kind, "time": round(time.time(), 3), **asdict(line)}
-        self._file.write(json.dumps(entry).encode() + b"\n")
+    def part(self, counts: PartCounts) -> None:
+        """Note a published part; it reaches the file system with one write."""
+        self._parts.write(json.dumps(asdict(counts)).encode() + b"\n")
+
+    def beat(self, beat: Beat) -> None:
+        """Say how the worker stands, and how fast it was over the last minute."""
+        now = time.time()
+        if beat.phase == "running" and self._running_since is None:
+            self._running_since = now
+        self._recent.append((now, beat.completion_tokens))
+        while now - self._recent[0][0] > RATE_WINDOW_S:
+            self._recent.popleft()
+        since, tokens = self._recent[0]
+        rate = (beat.completion_tokens - tokens) / (now - since) if now > since else 0.0
+        entry = {
+            **asdict(beat),
+            "time": round(now, 3),
+            "running_since": self._running_since,
+            "tokens_per_s": round(rate, 1),
+        }
+        replace(self._now, json.dumps(entry).encode(), sync=False)
 
     def close(self) -> None:
-        self._file.close()
+        self._parts.close()
+        self._now.unlink(missing_ok=True)
 
 
-def read_metrics(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line of every worker, in no order between workers.
+def read_parts(directory: Path) -> Iterator[dict[str, Any]]:
+    """The fields of `PartCounts` and ``worker``, for each whole line of every worker.
 
-    What is no line, such as a write that a full disk cut short, is passed over: nothing here
-    decides what is done, and parts that no line counts are counted themselves.
+    What is no line, such as a write that a full disk cut short, is passed over.
     """
     for path in sorted(directory.glob("*.jsonl")):
         for line in path.read_bytes().split(b"\n")[:-1]:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and "kind" in entry:
+            if (entry := _object(line)) and "unit" in entry:
                 yield {"worker": path.stem, **entry}
+
+
+def read_beats(directory: Path) -> Iterator[dict[str, Any]]:
+    """The last beat of every worker that has not ended, or was killed."""
+    for path in sorted(directory.glob("*.now")):
+        try:
+            entry = _object(path.read_bytes())
+        except FileNotFoundError:  # it ended between the listing and this
+            continue
+        if entry:
+            yield {"worker": path.stem, **entry}
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None

@@ -440,3 +440,15 @@ def test_a_changed_input_stops_a_replica_before_it_answers(tmp_path: Path) -> No
         run_replica(task(found.run))
     assert [p.code for p in caught.value.problems] == ["input.changed"]
     assert found.published() == set()
+
+
+def test_a_run_that_was_cancelled_out_of_reach_claims_no_further_unit(tmp_path: Path) -> None:
+    found = scene(tmp_path, 30)
+
+    async def stop(text: str) -> str:
+        found.run.stop_path.parent.mkdir(exist_ok=True)
+        found.run.stop_path.touch()
+        return text
+
+    assert work(found, ToldEngine(stop)) is False
+    assert 0 < len(found.run.published_units()) < 30

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from launcher.jobzip import build_zip
-from launcher.prepare import prepare, run_directory_files
+from launcher.prepare import prepare
 from launcher.rundir import RunDir
-from launcher.submit import write_files
+from launcher.submit import render_to
 
 # What an engine may import when it starts, because its jobs bring it.
 OF_ENGINES = frozenset({"torch", "transformers", "gguf", "vllm", "tensorrt_llm", "mpi4py"})
@@ -123,9 +123,7 @@ def written_run(directory: Path) -> tuple[RunDir, str]:
     (directory / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"other": 1}\n')
     (directory / "job.yaml").write_text(JOB)
     prepared = prepare(directory / "job.yaml", site="local")
-    files = run_directory_files(prepared, plan_number="0001")
-    write_files(prepared.run, files)
-    (lib,) = (name for name in files if name.startswith("lib/"))
+    (lib,) = (name for name in render_to(prepared) if name.startswith("lib/"))
     return prepared.run, lib
 
 

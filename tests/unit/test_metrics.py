@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from launcher.telemetry.metrics import Beat, MetricsLog, PartCounts, read_metrics
+from launcher.telemetry.metrics import Beat, PartCounts, WorkerLog, read_beats, read_parts
 
 PART = PartCounts(unit=3, ok=2, error=1, prompt_tokens=10, completion_tokens=20)
 
 
-def test_lines_come_back_with_their_worker_and_kind(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "7.0.s1.aa.jsonl")
-    log.write(Beat(replica=1, phase="running", rows=5))
-    log.write(PART)
+def test_parts_come_back_with_their_worker(tmp_path: Path) -> None:
+    log = WorkerLog(tmp_path, "7.0.s1.aa")
+    log.part(PART)
     log.close()
-    beat, part = read_metrics(tmp_path)
-    assert (beat["worker"], beat["kind"], beat["rows"]) == ("7.0.s1.aa", "beat", 5)
-    assert (part["kind"], part["unit"], part["ok"], part["error"]) == ("part", 3, 2, 1)
+    assert list(read_parts(tmp_path)) == [{"worker": "7.0.s1.aa", **dataclasses.asdict(PART)}]
+
+
+def test_only_the_last_beat_counts_and_none_of_a_worker_that_has_ended(tmp_path: Path) -> None:
+    log = WorkerLog(tmp_path, "7.0.s1.aa")
+    log.beat(Beat(replica=1, phase="starting"))
+    assert [beat["running_since"] for beat in read_beats(tmp_path)] == [None]
+    log.beat(Beat(replica=1, phase="running", rows=5, completion_tokens=100))
+    (beat,) = read_beats(tmp_path)
+    assert (beat["worker"], beat["phase"], beat["rows"]) == ("7.0.s1.aa", "running", 5)
+    assert beat["tokens_per_s"] > 0
+    assert beat["running_since"] <= beat["time"] + 0.001
+    log.close()
+    assert list(read_beats(tmp_path)) == []
+
+
+def test_a_long_run_leaves_no_trace_of_its_beats(tmp_path: Path) -> None:
+    log = WorkerLog(tmp_path, "a")
+    for rows in range(1000):
+        log.beat(Beat(replica=0, phase="running", rows=rows))
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1000
+    log.close()
 
 
 def test_a_torn_last_line_is_not_yet_a_line(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "a.jsonl")
-    log.write(PART)
+    log = WorkerLog(tmp_path, "a")
+    log.part(PART)
     log.close()
     with (tmp_path / "a.jsonl").open("ab") as file:
-        file.write(b'{"kind": "beat", "ti')
-    assert [line["kind"] for line in read_metrics(tmp_path)] == ["part"]
+        file.write(b'{"unit": 4, "o')
+    assert [part["unit"] for part in read_parts(tmp_path)] == [3]
 
 
-@pytest.mark.parametrize("torn", [b'{"kind": "be', b"\0\0\0\0", b"\xff\xfe", b"7", b"{}"])
+@pytest.mark.parametrize("torn", [b'{"unit": 5, "o', b"\0\0\0\0", b"\xff\xfe", b"7", b"{}"])
 def test_a_line_torn_by_a_full_disk_costs_only_itself(tmp_path: Path, torn: bytes) -> None:
     """A write that was cut short is followed by the next line; the file goes on."""
     path = tmp_path / "a.jsonl"
-    log = MetricsLog(path)
-    log.write(PART)
+    log = WorkerLog(tmp_path, "a")
+    log.part(PART)
     with path.open("ab") as file:
         file.write(torn + b"\n")
-    log.write(PART)
+    log.part(PART)
     log.close()
-    assert [line["unit"] for line in read_metrics(tmp_path)] == [3, 3]
+    assert [part["unit"] for part in read_parts(tmp_path)] == [3, 3]
 
 
 def test_no_workers_and_no_directory_are_no_lines(tmp_path: Path) -> None:
-    assert list(read_metrics(tmp_path)) == []
-    assert list(read_metrics(tmp_path / "missing")) == []
+    assert list(read_parts(tmp_path)) == []
+    assert list(read_beats(tmp_path / "missing")) == []

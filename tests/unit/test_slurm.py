@@ -52,7 +52,7 @@ def test_a_submitted_job_has_the_id_that_sbatch_said(slurm: FakeSlurm, script: P
         ("CANCELLED+", JobState.FAILED),
         ("OUT_OF_MEMORY", JobState.FAILED),
         ("PREEMPTED", JobState.PREEMPTED),
-        ("SPECIAL_EXIT", JobState.LOST),
+        ("SPECIAL_EXIT", JobState.QUEUED),
         ("SOMETHING_NEW", JobState.LOST),
         ("", JobState.LOST),
     ],

@@ -75,6 +75,8 @@ start_step() { # replica
     /runs/apptainer-mpirun-openmpi5 \
     --bind \
     /models \
+    --bind \
+    /golden \
     --pwd \
     /runs/apptainer-mpirun-openmpi5 \
     /images/trtllm.sif \

@@ -56,8 +56,6 @@ export EMPTY=''
 export BLANK='   '
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
-# Slurm 22.05 to 23.02 do not pass --cpus-per-task on from sbatch to srun.
-export SRUN_CPUS_PER_TASK=4
 
 start_step() { # replica
   trap '' USR1 # a warning is death to a process that does not expect it yet
@@ -73,7 +71,7 @@ start_step() { # replica
     --label \
     --unbuffered \
     '--container-image=/i/$(touch x)/`touch x`/'"'"'a'"'"'"b"\c#d%j !! ${HOME}*.sqsh' \
-    '--container-mounts=/runs/hostile-image:/runs/hostile-image,/m/$(touch x) '"'"'a"b:/m/$(touch x) '"'"'a"b,/n/;touch x:/n/;touch x' \
+    '--container-mounts=/runs/hostile-image:/runs/hostile-image,/m/$(touch x) '"'"'a"b:/m/$(touch x) '"'"'a"b,/n/;touch x:/n/;touch x,/golden:/golden' \
     --no-container-mount-home \
     --container-workdir=/runs/hostile-image \
     '/p/$(touch x) '"'"'python" && touch x' \

@@ -43,17 +43,15 @@ fi
 
 export SITE='$(touch x)'
 export LINES_=$'a\n#SBATCH --nodes=9\n$(touch x)\n\'"\\'
-module load '$(touch x)'
-module load 'a; touch x'
-module load ''"'"'b"'
-module load '#c'
-module load 'd\e'
+module load '$(touch x)' || exit 7
+module load 'a; touch x' || exit 7
+module load ''"'"'b"' || exit 7
+module load '#c' || exit 7
+module load 'd\e' || exit 7
 export VIRTUAL_ENV='/v/$(touch x)/`touch x`/'"'"'a'"'"'"b"\c#d%j !! ${HOME}*'
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
-# Slurm 22.05 to 23.02 do not pass --cpus-per-task on from sbatch to srun.
-export SRUN_CPUS_PER_TASK=4
 
 start_step() { # replica
   trap '' USR1 # a warning is death to a process that does not expect it yet

@@ -40,7 +40,7 @@ if [ -e DONE ] || [ -e control/STOP ]; then
   exit 0
 fi
 
-module load cuda
+module load cuda || exit 7
 export VIRTUAL_ENV=/apps/trtllm
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}

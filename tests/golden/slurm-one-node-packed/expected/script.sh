@@ -45,14 +45,12 @@ if [ -e DONE ] || [ -e control/STOP ]; then
   exit 0
 fi
 
-module load gcc/12
-module load cuda/12.4
+module load gcc/12 || exit 7
+module load cuda/12.4 || exit 7
 export VIRTUAL_ENV=/venvs/llm
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
-# Slurm 22.05 to 23.02 do not pass --cpus-per-task on from sbatch to srun.
-export SRUN_CPUS_PER_TASK=16
 
 start_step() { # replica
   trap '' USR1 # a warning is death to a process that does not expect it yet

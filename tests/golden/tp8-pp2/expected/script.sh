@@ -47,8 +47,6 @@ fi
 
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
-# Slurm 22.05 to 23.02 do not pass --cpus-per-task on from sbatch to srun.
-export SRUN_CPUS_PER_TASK=28
 
 start_step() { # replica
   trap '' USR1 # a warning is death to a process that does not expect it yet
@@ -65,7 +63,7 @@ start_step() { # replica
     --label \
     --unbuffered \
     --container-image=/images/trtllm.sqsh \
-    --container-mounts=/runs/tp8-pp2:/runs/tp8-pp2,/models:/models,/scratch:/tmp/scratch \
+    --container-mounts=/runs/tp8-pp2:/runs/tp8-pp2,/models:/models,/scratch:/tmp/scratch,/golden:/golden \
     --no-container-mount-home \
     --container-workdir=/runs/tp8-pp2 \
     python3 \

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ class RunStatus:
     left_s
         Expected time to the end by bytes of input, or None while nothing tells.
     jobs
-        ``{id, state}`` of each job, oldest first.
+        ``{id, state}`` of each job, oldest first, and why a queued one waits.
     problems
         Why it failed, from the outcome files of the newest start of each job.
     """
@@ -139,7 +139,7 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
         tokens_per_s=round(sum(w["tokens_per_s"] for w in workers), 1),
         left_s=_left_s(identity, published, workers, parts),
         workers=workers,
-        jobs=tuple({"id": job.id, "state": states[job.id].value} for job in refs),
+        jobs=_jobs(refs, states, scheduler),
         problems=tuple(_problems(outcomes)),
         max_bad_fraction=plan.max_bad_fraction,
     )
@@ -203,6 +203,17 @@ def _state(run: RunDir, states: Mapping[str, JobState], outcomes: Iterable[_Outc
         return "ready"
     kinds = {kind for kind, _ in outcomes}
     return "stopped" if kinds and "failed" not in kinds else "failed"
+
+
+def _jobs(
+    refs: Sequence[JobRef], states: Mapping[str, JobState], scheduler: Scheduler
+) -> tuple[dict[str, str], ...]:
+    queued = [job for job in refs if states[job.id] is JobState.QUEUED]
+    reasons = scheduler.reasons(queued) if queued else {}
+    why = {job.id: {"reason": reasons[job.id]} for job in queued if job.id in reasons}
+    return tuple(
+        {"id": job.id, "state": states[job.id].value, **why.get(job.id, {})} for job in refs
+    )
 
 
 def _newest_outcomes(run: RunDir) -> list[_Outcome]:

@@ -199,6 +199,14 @@ class RunDir:
                 found[id_] = {"id": id_, "process": entry["process"], "submitted": entry["started"]}
         return sorted(found.values(), key=lambda entry: (entry["submitted"], entry["id"]))
 
+    def open_intents(self) -> Iterator[tuple[str, str]]:
+        """``(nonce, job name)`` of each submission whose job was not noted."""
+        directory = self.path / "jobs"
+        noted = {_read_json(path).get("nonce") for path in directory.glob("*.submitted")}
+        for path in sorted(directory.glob("*.intent")):
+            if path.stem not in noted:
+                yield path.stem, str(_read_json(path)["name"])
+
     def registrations(self) -> list[dict[str, Any]]:
         """What each start of a job has written about itself, oldest first."""
         found = [_read_json(p) for p in (self.path / "jobs").glob("*.json")]

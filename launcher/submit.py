@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -109,10 +110,9 @@ def check_can_run(plan: Plan) -> None:
     PlanError
         ``engine.unavailable``, ``model.not-cached``.
     """
-    if plan.engine not in _STARTABLE or plan.step.tasks > 1:
-        what = f"engine {plan.engine}" if plan.step.tasks == 1 else "replicas of several ranks"
-        message = f"this version plans and renders {what}, but cannot run them yet"
-        hint = "use engine transformers or echo with tp and pp 1"
+    if plan.engine not in _STARTABLE:
+        message = f"this version plans and renders engine {plan.engine}, but cannot run it yet"
+        hint = "use engine transformers, or echo for a try"
         raise PlanError(Problem("engine.unavailable", message, hint=hint))
     if ENGINES[plan.engine].needs_model and plan.model_path is None:
         message = f"the checkpoint of {plan.model} is not on this machine"
@@ -202,21 +202,36 @@ def _standing(run: RunDir, scheduler: Scheduler) -> Submission | None:
 
 
 def _live(run: RunDir, scheduler: Scheduler) -> list[JobRef]:
+    _recover(run, scheduler)
     jobs = [JobRef.from_json(entry) for entry in run.jobs()]
     states = scheduler.states(jobs)
     return [job for job in jobs if states[job.id].live]
 
 
+def _recover(run: RunDir, scheduler: Scheduler) -> None:
+    """Note the jobs of submissions that were ended before they could: each has its own name."""
+    for nonce, name in run.open_intents():
+        if (job := scheduler.find(name)) is not None:
+            _note(run, job, nonce)
+
+
+def _note(run: RunDir, job: JobRef, nonce: str) -> None:
+    entry = {**job.to_json(), "nonce": nonce, "submitted": time.time()}
+    publish(run.path / "jobs" / f"{job.id}.submitted", json.dumps(entry).encode())
+
+
 def _start(run: RunDir, scheduler: Scheduler) -> Submission:
     run.stop_path.unlink(missing_ok=True)
     run.done_path.unlink(missing_ok=True)  # parts decide: one that was deleted is made again
+    nonce = secrets.token_hex(4)
+    name = f"{run.identity().name}.{nonce}"
+    publish(run.path / "jobs" / f"{nonce}.intent", json.dumps({"name": name}).encode())
     try:
-        job = scheduler.submit(run.path / "script.sh")
+        job = scheduler.submit(run.path / "script.sh", name)
     except SchedulerError as exc:
         message = f"{run.path} is written and no job of it was started"
         hint = "submit again, or resume it, once that is put right"
         kept = Problem("rundir.kept", message, hint=hint, severity="warning")
         raise SchedulerError([*exc.problems, kept], transient=exc.transient) from exc
-    entry = {**job.to_json(), "submitted": time.time()}
-    publish(run.path / "jobs" / f"{job.id}.submitted", json.dumps(entry).encode())
+    _note(run, job, nonce)
     return Submission(run=run, how="submitted", job=job)

@@ -54,7 +54,10 @@ def status_answer(found: RunStatus, *, ended: bool) -> Answer:
     failed = failure(found) if ended else None
     lines = [f"{found.name}: {status_line(found)}", f"run directory {found.path}"]
     if found.state != "done":  # the last job's script may take a moment longer
-        lines += [f"job {job['id']}: {job['state']}" for job in found.jobs]
+        lines += [
+            f"job {job['id']}: {job['state']}" + (f", {job['reason']}" if "reason" in job else "")
+            for job in found.jobs
+        ]
     lines += [
         f"replica {w['replica']}: {w['phase']}, {w['rows']} rows, {w['in_flight']} in flight"
         for w in found.workers

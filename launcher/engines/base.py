@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.plan.types import Cut, Sampling
@@ -22,13 +23,20 @@ class EngineSetup:
     options
         The job's ``engine_options``, as written.
     threads
-        CPU threads this replica may use: its share of the cores it may run on.
+        CPU threads this rank may use: its share of the cores it may run on.
+    rank
+        Which of the ``cut.ranks`` this process is, where each has a process of its own.
+    meeting
+        File by which the ranks find each other, written by the first; None where there is one.
+        It holds ``null`` when the first rank has left without needing the others.
     """
 
     model_path: str | None
     cut: Cut
     options: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 1
+    rank: int = 0
+    meeting: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
 from launcher.engines.registry import decode_options
 from launcher.errors import Problem, RowError, RunError
 
-__all__ = ["EchoEngine", "EchoOptions"]
+__all__ = ["EchoEngine", "EchoOptions", "follow"]
+
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,3 +168,9 @@ def _draw(seed: int) -> float:
     """A number in [0, 1) that only ``seed`` decides, on any machine and Python."""
     digest = hashlib.sha256(f"echo:{seed}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def follow(setup: EngineSetup) -> None:
+    """Be a rank after the first: there is nothing to do but to stay until that one has closed."""
+    while setup.meeting is not None and not setup.meeting.exists():
+        time.sleep(_POLL_S)

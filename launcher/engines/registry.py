@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 from launcher.engines.base import Engine, EngineSetup
 from launcher.errors import Problem, RunError
 
-__all__ = ["create", "decode_options"]
+__all__ = ["create", "decode_options", "follow"]
 
 Options = TypeVar("Options")
 
@@ -36,6 +36,19 @@ def create(name: str, setup: EngineSetup) -> Engine:
     module, cls = _ENGINES[name]
     engine: Engine = getattr(importlib.import_module(module), cls)(setup)
     return engine
+
+
+def follow(name: str, setup: EngineSetup) -> None:
+    """Be a rank after the first of the engine called ``name``, until its first rank ends it.
+
+    Raises
+    ------
+    RunError
+        As `create`; what the engine's ranks raise when they cannot start or die.
+    """
+    if name not in _ENGINES:
+        raise RunError(_unavailable(name))
+    importlib.import_module(_ENGINES[name][0]).follow(setup)
 
 
 def decode_options(kind: type[Options], given: Mapping[str, Any], *, engine: str) -> Options:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from launcher.engines.transformers import quiet_libraries
+from launcher.engines.causal_lm import quiet_libraries
 from launcher.errors import Problem, SpecError
 
 __all__ = ["prepare"]

@@ -58,7 +58,7 @@ ENGINES: Mapping[str, EngineFacts] = {
         needs_gpu=False,
         needs_model=False,
         cuts=frozenset({"tp", "pp", "ep"}),
-        several_ranks="leader",
+        several_ranks="spmd",
     ),
 }
 

@@ -54,6 +54,8 @@ def render_job(
         "venv": plan.runtime.venv,
         "lib": lib,
         "step_words": Raw(words),
+        "launcher": plan.launcher,
+        "requeues": plan.attempts if plan.restart == "requeue" else None,
         "replicas": plan.layout.replicas,
         "replicas_per_allocation": allocation.replicas,
     }

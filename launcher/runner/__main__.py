@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launcher.engines.registry import follow
 from launcher.errors import HpcLlmError, Problem
 from launcher.rundir import RunDir, publish
 from launcher.runner.identity import worker_name
-from launcher.runner.replica import ReplicaTask, run_replica
+from launcher.runner.replica import ReplicaTask, engine_setup, run_replica
 
 __all__ = ["add_arguments", "main", "write_outcome"]
 
@@ -28,22 +29,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one replica of the run in the working directory."""
+    """Run one replica of the run in the working directory, or be one of its later ranks."""
     parser = argparse.ArgumentParser(prog="launcher.runner", description=__doc__)
     add_arguments(parser)
+    parser.add_argument("--rank", type=int, default=0, help="which rank of the replica")
     args = parser.parse_args(argv)
-    run = RunDir(Path.cwd())
-    worker = worker_name(args.job, args.restart, args.replica)
-    task = ReplicaTask(run=run, plan_number=args.plan, replica=args.replica, worker=worker)
-    outcome, problems = _attempt(task)
+    task = ReplicaTask(
+        run=RunDir(Path.cwd()),
+        plan_number=args.plan,
+        replica=args.replica,
+        job=args.job,
+        restart=args.restart,
+        worker=worker_name(args.job, args.restart, args.replica),
+    )
+    if args.rank > 0:
+        outcome, problems = _attempt(task, lambda: _follow(task, args.rank))
+        return EXIT_CODES[outcome]
+    outcome, problems = _attempt(task, lambda: run_replica(task))
     task.say(outcome)
-    write_outcome(run, args, outcome, problems)
+    write_outcome(task.run, args, outcome, problems)
     return EXIT_CODES[outcome]
 
 
-def _attempt(task: ReplicaTask) -> tuple[str, list[Problem]]:
+def _follow(task: ReplicaTask, rank: int) -> bool:
+    plan = task.run.plan(task.plan_number)
+    follow(plan.engine, engine_setup(task, plan, rank))
+    return True
+
+
+def _attempt(task: ReplicaTask, work: Callable[[], bool]) -> tuple[str, list[Problem]]:
     try:
-        return ("done" if run_replica(task) else "resumable"), []
+        return ("done" if work() else "resumable"), []
     except HpcLlmError as exc:
         for problem in exc.problems:
             task.say(str(problem))

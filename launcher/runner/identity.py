@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from launcher.errors import Problem, RunError
 from launcher.plan.types import Launcher, Placement
 
-__all__ = ["RankIds", "find_rank", "visible_gpus", "worker_name"]
+__all__ = ["RankIds", "RankReport", "find_rank", "visible_gpus", "worker_name"]
 
 # (rank, world, local rank) of each MPI. Under mpirun before Slurm's: there every node still
 # carries the SLURM_PROCID of the daemon that mpirun started there.
@@ -98,3 +99,20 @@ def visible_gpus(
 def worker_name(job: str, restart: int, replica: int) -> str:
     """A name no other worker has, now or later."""
     return f"{job}.{restart}.s{replica}.{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankReport:
+    """Where a rank really sits, as its wrapper saw it. ``gpus`` are CUDA's ids, None on CPUs."""
+
+    replica: int
+    rank: int
+    tp_rank: int
+    pp_rank: int
+    host: str
+    gpus: str | None
+    cpus: int
+
+    def line(self) -> str:
+        """One line for the step's log, to be found there again."""
+        return f"hpc-llm rank {json.dumps(asdict(self))}"

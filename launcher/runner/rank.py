@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from launcher.errors import HpcLlmError, Problem, RunError
 from launcher.plan.types import Plan
 from launcher.rundir import RunDir
 from launcher.runner.__main__ import EXIT_CODES, add_arguments, write_outcome
-from launcher.runner.identity import RankIds, find_rank, visible_gpus
+from launcher.runner.identity import RankIds, RankReport, find_rank, visible_gpus
 
 __all__ = ["main"]
 
@@ -28,10 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     run = RunDir(Path.cwd())
+    rank = 0
     try:
-        environ = _environment(run.plan(args.plan), args.replica)
-        code = _supervise([sys.executable, "-m", "launcher.runner", *_forwarded(args)], environ)
-        problems = _death(code)
+        plan = run.plan(args.plan)
+        ids = find_rank(plan.launcher)
+        rank = ids.rank
+        _check_world(plan, ids)
+        environ = _environment(plan, args.replica, ids)
+        command = [sys.executable, "-m", "launcher.runner", *_forwarded(args)]
+        code, told = _supervise([*command, "--rank", str(rank)], environ)
+        # A later rank that was told to end says nothing: why is known elsewhere.
+        problems = [] if told and rank else _death(code, rank)
     except HpcLlmError as exc:
         code, problems = RunError.exit_code, list(exc.problems)
         print(exc, file=sys.stderr, flush=True)  # noqa: T201 - the step's log
@@ -40,26 +48,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _environment(plan: Plan, replica: int) -> dict[str, str]:
-    """The child's environment: this replica's GPUs, and nothing of the other replicas'."""
-    ids = find_rank(plan.launcher)
-    _check_world(plan, ids)
+def _environment(plan: Plan, replica: int, ids: RankIds) -> dict[str, str]:
+    """The child's environment: this replica's GPUs, and nothing of the other replicas'.
+
+    Says in the log where the rank sits.
+    """
     environ = dict(os.environ)
     ranks = plan.layout.replica(replica)
-    placement = ranks[ids.rank if plan.step.kind != "single" else 0]
+    placement = ranks[ids.rank]
     whole = plan.layout.allocation.whole_node
     gpus = visible_gpus(ranks, placement.node, whole_node=whole, environ=environ)
     if gpus is not None:
         # Slurm numbers GPUs by PCI bus; CUDA's own default order is by speed.
         environ.update(CUDA_VISIBLE_DEVICES=gpus, CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    report = RankReport(
+        replica=replica,
+        rank=ids.rank,
+        tp_rank=placement.tp_rank,
+        pp_rank=placement.pp_rank,
+        host=socket.gethostname(),
+        gpus=gpus,
+        cpus=len(os.sched_getaffinity(0)),
+    )
+    print(report.line(), flush=True)  # noqa: T201 - the step's log
     return environ
 
 
 def _check_world(plan: Plan, ids: RankIds) -> None:
     if ids.world != plan.step.tasks:
-        message = f"rank {ids.rank} is one of {ids.world}, and the plan has {plan.step.tasks} ranks"
+        message = (
+            f"rank {ids.rank} on {socket.gethostname()} is one of {ids.world}, "
+            f"and the plan has {plan.step.tasks} ranks"
+        )
         hint = "start script.sh as it was rendered; compare launch.mpi with `srun --mpi=list`"
         raise RunError(Problem("run.world-mismatch", message, hint=hint))
+    expected = ids.rank % plan.step.tasks_per_node
+    if ids.local_rank != expected:
+        message = (
+            f"rank {ids.rank} is number {ids.local_rank} on {socket.gethostname()}, and the plan "
+            f"has it as number {expected} of its node"
+        )
+        hint = "ranks must fill the nodes block by block (--distribution=block:block)"
+        raise RunError(Problem("run.placement-mismatch", message, hint=hint))
 
 
 def _forwarded(args: argparse.Namespace) -> list[str]:
@@ -67,28 +97,37 @@ def _forwarded(args: argparse.Namespace) -> list[str]:
     return [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
 
 
-def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run the child to its end, handing on the signals that ask it to leave."""
+def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, bool]:
+    """Run the child to its end, handing on the signals that ask it to leave.
+
+    Returns
+    -------
+    tuple of int and bool
+        Its exit code, and whether this rank was told by SIGTERM to end.
+    """
+    told = False
     # Ignored across exec, so that a warning which comes while the child still imports does not
     # kill it: USR1's default action is death.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     child = subprocess.Popen(command, env=environ)
 
     def hand_on(number: int, _: object) -> None:
+        nonlocal told
+        told = told or number == signal.SIGTERM
         child.send_signal(number)
 
     signal.signal(signal.SIGUSR1, hand_on)
     signal.signal(signal.SIGTERM, hand_on)
-    return child.wait()
+    return child.wait(), told
 
 
-def _death(code: int) -> list[Problem]:
+def _death(code: int, rank: int) -> list[Problem]:
     """What to say of a child that ended without an outcome of its own."""
     if code in EXIT_CODES.values():
         return []
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
     hint = "look at the end of the step's log; SIGKILL is often the kernel being out of memory"
-    return [Problem("run.died", f"the runner {how}", hint=hint)]
+    return [Problem("run.died", f"rank {rank} on {socket.gethostname()} {how}", hint=hint)]
 
 
 if __name__ == "__main__":

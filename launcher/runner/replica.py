@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.data.inputs import changed
 from launcher.data.leases import TTL_S, Heartbeat, Leases
@@ -22,7 +23,7 @@ from launcher.rundir import RunDir, publish
 from launcher.runner.dispatch import POLL_S, Dispatcher
 from launcher.telemetry.metrics import Beat, WorkerLog
 
-__all__ = ["ReplicaTask", "run_replica"]
+__all__ = ["ReplicaTask", "engine_setup", "run_replica"]
 
 BEAT_S = 2.0
 # Owners that have died are known by then, be the node of one as slow as it may.
@@ -38,7 +39,14 @@ class ReplicaTask:
     run: RunDir
     plan_number: str
     replica: int
+    job: str
+    restart: int
     worker: str
+
+    @property
+    def meeting(self) -> Path:
+        """Where the ranks of this step find each other."""
+        return self.run.path / "control" / f"{self.job}.{self.restart}.s{self.replica}.meeting"
 
     def say(self, text: str) -> None:
         """One line into the step's log, with the time of day."""
@@ -59,7 +67,17 @@ def run_replica(task: ReplicaTask) -> bool:
         ``input.changed`` when the input is not what it was at submission; whatever the engine
         raised when it could not start or died.
     """
-    identity, plan = task.run.identity(), task.run.plan(task.plan_number)
+    plan = task.run.plan(task.plan_number)
+    try:
+        return _run_first_rank(task, plan)
+    finally:
+        if plan.step.tasks > 1:
+            # The other ranks wait for an address: when none was needed, this lets them go.
+            publish(task.meeting, b"null")
+
+
+def _run_first_rank(task: ReplicaTask, plan: Plan) -> bool:
+    identity = task.run.identity()
     if differences := changed(identity.inputs):
         hint = "restore the files, or start a new run with another output.path"
         raise RunError(Problem("input.changed", "; ".join(differences[:5]), hint=hint))
@@ -131,7 +149,7 @@ async def _answer(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher) -> bool
     first = await _first_unit(task.run, dispatcher)
     if first is None:  # before anything heavy is imported
         return _nothing_to_claim(task, dispatcher.identity)
-    engine = create(plan.engine, _setup(plan))
+    engine = create(plan.engine, engine_setup(task, plan, 0))
     started = time.monotonic()
     try:
         window = (await engine.start()).max_in_flight
@@ -145,14 +163,20 @@ async def _answer(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher) -> bool
         await engine.close()
 
 
-def _setup(plan: Plan) -> EngineSetup:
-    """The engine's view of the plan; CPU threads are shared by the replicas of this node."""
+def engine_setup(task: ReplicaTask, plan: Plan, rank: int) -> EngineSetup:
+    """The view of the plan that the engine has in ``rank``.
+
+    CPU threads are shared by the processes of this node, unless Slurm already gave each its own.
+    """
     cores = len(os.sched_getaffinity(0))
+    sharing = plan.step.tasks_per_node * plan.layout.allocation.replicas
     return EngineSetup(
         model_path=plan.model_path,
         cut=plan.layout.cut,
         options=plan.engine_options,
-        threads=max(1, cores // plan.layout.allocation.replicas),
+        threads=max(1, cores // sharing),
+        rank=rank,
+        meeting=task.meeting if plan.step.tasks > 1 else None,
     )
 
 

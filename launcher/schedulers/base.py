@@ -61,11 +61,17 @@ class Scheduler(Protocol):
 
     poll_s: float
 
-    def submit(self, script: Path) -> JobRef:
-        """Start or queue ``script``, whose directory is the run's."""
+    def submit(self, script: Path, name: str) -> JobRef:
+        """Start or queue ``script``, whose directory is the run's, as a job called ``name``."""
+
+    def find(self, name: str) -> JobRef | None:
+        """The job called ``name``, queued, running or over, as far as anybody remembers it."""
 
     def states(self, jobs: Sequence[JobRef]) -> Mapping[str, JobState]:
         """The state of every one of ``jobs``, by id."""
+
+    def reasons(self, jobs: Sequence[JobRef]) -> Mapping[str, str]:
+        """Why queued ``jobs`` wait, in words, by id; those that do not are left out."""
 
     def cancel(self, jobs: Sequence[JobRef]) -> None:
         """End ``jobs``; those that are over already are no error."""

@@ -54,7 +54,7 @@ class LocalScheduler:
         # Kept so that the child is reaped while this process waits for it.
         self._jobs: list[LocalJob[Any]] = []
 
-    def submit(self, script: Path) -> JobRef:
+    def submit(self, script: Path, name: str) -> JobRef:  # noqa: ARG002 - processes have no names
         job = f"local-{int(time.time())}-{secrets.token_hex(3)}"
         try:
             started, pid = _ScriptExecutor(folder=script.parent / "logs").start(script, job)
@@ -63,6 +63,12 @@ class LocalScheduler:
             raise SchedulerError(problem) from exc
         self._jobs.append(started)
         return JobRef(id=job, process=ProcessIds.of(pid))
+
+    def find(self, name: str) -> JobRef | None:  # noqa: ARG002 - as in `submit`
+        return None
+
+    def reasons(self, jobs: Sequence[JobRef]) -> Mapping[str, str]:  # noqa: ARG002 - none wait
+        return {}
 
     def states(self, jobs: Sequence[JobRef]) -> Mapping[str, JobState]:
         for own in self._jobs:

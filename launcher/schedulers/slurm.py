@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.errors import Problem, SchedulerError
 from launcher.schedulers.base import JobRef, JobState, clean_environment
 
-__all__ = ["STATES", "SlurmScheduler"]
+__all__ = ["REASONS", "STATES", "SlurmScheduler"]
 
 # Every base state of Slurm's `enum job_states` (slurm/slurm.h). A state that is not here is
 # LOST, never guessed to be final.
@@ -39,6 +39,31 @@ STATES: Mapping[str, JobState] = {
     "STAGE_OUT": JobState.RUNNING,
     "STOPPED": JobState.RUNNING,
 }
+# What squeue gives as the reason (slurm/slurm.h, `enum job_state_reason`), in words. Those that
+# say so will not pass by waiting.
+REASONS: Mapping[str, str] = {
+    "Priority": "jobs of higher priority are before it",
+    "Resources": "it waits for free nodes",
+    "Dependency": "it waits for the job before it",
+    "BeginTime": "it starts again about two minutes after its requeue",
+    "ReqNodeNotAvail": "nodes it asks for are down or reserved",
+    "Licenses": "it waits for a license",
+    "JobHeldUser": "it is held: release it with scontrol release",
+    "JobHeldAdmin": "an administrator holds it",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition is closed",
+    "QOSMaxJobsPerUserLimit": "your other jobs use up what the QOS allows",
+    "QOSGrpGRES": "the GPUs of the QOS are in use",
+    "AssocGrpGRES": "the GPUs of the account are in use",
+    "PartitionTimeLimit": "hopeless: its time is over the limit of the partition",
+    "PartitionNodeLimit": "hopeless: it asks for more nodes than the partition gives",
+    "BadConstraints": "hopeless: no node fits what it asks for",
+    "InvalidAccount": "hopeless: the account is not valid",
+    "InvalidQOS": "hopeless: the QOS is not valid",
+    "AccountNotAllowed": "hopeless: the account may not use the partition",
+    "AssocGrpBillingMinutes": "hopeless: the account has no hours left",
+    "AssocGrpCPUMinutesLimit": "hopeless: the account has no hours left",
+}
 _TRANSIENT = ("Unable to contact slurm controller", "Socket timed out", "try again")
 
 
@@ -50,12 +75,12 @@ class SlurmScheduler:
     def __init__(self, *, timeout_s: float = 60.0) -> None:
         self._timeout_s = timeout_s
 
-    def submit(self, script: Path) -> JobRef:
+    def submit(self, script: Path, name: str) -> JobRef:
         """Queue ``script``. Never retried here: an sbatch that timed out may have worked."""
         from submitit.core.utils import FailedSubmissionError  # noqa: PLC0415 - it takes 100 ms
         from submitit.slurm.slurm import SlurmExecutor  # noqa: PLC0415 - as above
 
-        answer = self._run("sbatch", str(script))
+        answer = self._run("sbatch", f"--job-name={name}", str(script))
         # submitit's parser, so that its Job handles and ours agree on the id.
         try:
             job = SlurmExecutor._get_job_id_from_submission_command(answer)  # noqa: SLF001
@@ -63,6 +88,27 @@ class SlurmScheduler:
             problem = Problem("slurm.no-job-id", f"`sbatch` named no job, it said {answer!r}")
             raise SchedulerError(problem) from exc
         return JobRef(id=str(job))
+
+    def find(self, name: str) -> JobRef | None:
+        """By squeue, then by sacct: without accounting a job that is over is not found."""
+        # %F is the id of the whole array.
+        found = self._run("squeue", "--noheader", "--all", "--format=%F", f"--name={name}").split()
+        if not found:
+            found = [job for job, _ in self._accounted(f"--name={name}", "--starttime=now-7days")]
+        return JobRef(id=found[0].partition("_")[0]) if found else None
+
+    def reasons(self, jobs: Sequence[JobRef]) -> Mapping[str, str]:
+        """As `squeue` gives it, in words; the reason of an array is that of its first task."""
+        if not jobs:
+            return {}
+        asked = ("--noheader", "--all", "--states=PENDING", "--format=%i|%r", "--me")
+        rows = [line.partition("|") for line in self._run("squeue", *asked).splitlines()]
+        found: dict[str, str] = {}
+        for job in jobs:
+            reason = next((reason for id_, _, reason in rows if _names(job.id, id_)), None)
+            if reason is not None:
+                found[job.id] = REASONS.get(reason, reason)
+        return found
 
     def states(self, jobs: Sequence[JobRef]) -> Mapping[str, JobState]:
         """One state a job; of an array the liveliest of its tasks."""
@@ -91,18 +137,22 @@ class SlurmScheduler:
             yield from self._ended(missing)
 
     def _ended(self, ids: Sequence[str]) -> Iterator[tuple[str, JobState]]:
-        asked = ("-X", "--noheader", "-P", "--format=JobID,State", "--jobs", ",".join(ids))
-        try:
-            known = list(_pairs(self._run("sacct", *asked)))
-        except SchedulerError as exc:
-            if exc.transient or exc.problems[0].code == "slurm.absent":
-                raise
-            known = []  # no accounting here
+        known = self._accounted("--jobs", ",".join(ids))
         yield from known
         # What squeue has forgotten and no accounting knows is over.
         for id_ in ids:
             if not any(_names(id_, job) for job, _ in known):
                 yield id_, JobState.ENDED
+
+    def _accounted(self, *selection: str) -> list[tuple[str, JobState]]:
+        """What sacct knows; nothing where there is no accounting."""
+        columns = ("-X", "--noheader", "-P", "--format=JobID,State")
+        try:
+            return list(_pairs(self._run("sacct", *columns, *selection)))
+        except SchedulerError as exc:
+            if exc.transient or exc.problems[0].code == "slurm.absent":
+                raise
+            return []
 
     def _run(self, *argv: str) -> str:
         try:

@@ -39,35 +39,52 @@ def jobs() -> Iterator[dict[str, str]]:
 
 
 def sbatch(words: list[str]) -> None:
-    if len(words) != 1 or words[0].startswith("-"):
-        die(f"sbatch: error: the fake takes one script and nothing else, got {words}")
-    text = Path(words[0]).read_text()
+    if len(words) != 2 or not words[0].startswith("--job-name=") or words[1].startswith("-"):
+        die(f"sbatch: error: the fake takes a name and a script and nothing else, got {words}")
+    text = Path(words[1]).read_text()
     if not text.startswith("#!"):
         die("sbatch: error: This does not look like a batch script.")
     tasks = re.search(r"^#SBATCH --array=0-(\d+)", text, re.MULTILINE)
     with jobs() as known:
         number = 1000 + len({job.partition("_")[0] for job in known})
         known[f"{number}_[0-{tasks[1]}]" if tasks else str(number)] = "PENDING"
+        (HOME / f"name.{number}").write_text(words[0].partition("=")[2])
     print(f"Submitted batch job {number}")
 
 
 def squeue(words: list[str]) -> None:
-    if words != ["--noheader", "--all", "--format=%i|%T", "--me"]:
+    shown = {
+        ("--noheader", "--all", "--format=%i|%T", "--me"): "{id}|{state}",
+        ("--noheader", "--all", "--states=PENDING", "--format=%i|%r", "--me"): "{id}|Priority",
+        ("--noheader", "--all", "--format=%F"): "{base}",
+    }
+    plain = tuple(word for word in words if not word.startswith("--name="))
+    if plain not in shown:
         die(f"squeue: error: the fake does not know {words}")
-    with jobs() as known:
-        for job, state in known.items():
-            if state.startswith(QUEUED):
-                print(f"{job}|{state}")
+    for job, state in chosen(words):
+        if state.startswith(QUEUED) and ("--states=PENDING" not in words or state == "PENDING"):
+            print(shown[plain].format(id=job, state=state, base=job.partition("_")[0]))
 
 
 def sacct(words: list[str]) -> None:
-    if words[:-1] != ["-X", "--noheader", "-P", "--format=JobID,State", "--jobs"]:
+    if words[:4] != ["-X", "--noheader", "-P", "--format=JobID,State"]:
         die(f"sacct: error: the fake does not know {words}")
-    asked = words[-1].split(",")
+    asked = words[5].split(",") if words[4] == "--jobs" else None
+    for job, state in chosen(words):
+        if asked is None or job in asked or job.partition("_")[0] in asked:
+            print(f"{job}|{state}")
+
+
+def chosen(words: list[str]) -> list[tuple[str, str]]:
+    """The jobs of the name that ``--name`` gives, or all."""
+    name = next((word.partition("=")[2] for word in words if word.startswith("--name=")), None)
     with jobs() as known:
-        for job, state in known.items():
-            if job in asked or job.partition("_")[0] in asked:
-                print(f"{job}|{state}")
+        return [(job, state) for job, state in known.items() if name in (None, name_of(job))]
+
+
+def name_of(job: str) -> str | None:
+    path = HOME / f"name.{job.partition('_')[0]}"
+    return path.read_text() if path.exists() else None
 
 
 def scancel(words: list[str]) -> None:

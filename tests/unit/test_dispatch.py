@@ -392,7 +392,7 @@ def test_published_units_are_not_claimed_again(tmp_path: Path) -> None:
 
 
 def task(run: RunDir, worker: str = "worker") -> ReplicaTask:
-    return ReplicaTask(run=run, plan_number="0001", replica=0, worker=worker)
+    return ReplicaTask(run=run, plan_number="0001", replica=0, job="7", restart=0, worker=worker)
 
 
 def test_a_replica_answers_all_and_says_so(tmp_path: Path) -> None:

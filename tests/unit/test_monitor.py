@@ -34,8 +34,14 @@ class ToldScheduler:
     poll_s: float = 0.0
     asked: int = 0
 
-    def submit(self, script: Path) -> JobRef:
+    def submit(self, script: Path, name: str) -> JobRef:
         raise NotImplementedError
+
+    def find(self, name: str) -> JobRef | None:
+        raise NotImplementedError
+
+    def reasons(self, jobs: Sequence[JobRef]) -> Mapping[str, str]:
+        return {job.id: "it waits" for job in jobs}
 
     def states(self, jobs: Sequence[JobRef]) -> Mapping[str, JobState]:
         answer = self.answers[min(self.asked, len(self.answers) - 1)]

@@ -35,9 +35,9 @@ def state(job: str) -> JobState:
 
 
 def test_a_submitted_job_has_the_id_that_sbatch_said(slurm: FakeSlurm, script: Path) -> None:
-    ref = SlurmScheduler().submit(script)
+    ref = SlurmScheduler().submit(script, "t.1")
     assert ref == JobRef(id="1000")
-    assert slurm.calls("sbatch")[0]["words"] == [str(script)]
+    assert slurm.calls("sbatch")[0]["words"] == ["--job-name=t.1", str(script)]
     assert state("1000") is JobState.QUEUED
 
 
@@ -135,7 +135,7 @@ def test_a_forgotten_job_without_accounting_is_over(
 def test_a_busy_controller_is_transient(slurm: FakeSlurm, script: Path, text: str) -> None:
     slurm.fail("sbatch", code=1, stderr=text)
     with pytest.raises(SchedulerError) as caught:
-        SlurmScheduler().submit(script)
+        SlurmScheduler().submit(script, "t.1")
     assert caught.value.transient
     assert [p.code for p in caught.value.problems] == ["slurm.refused"]
 
@@ -153,7 +153,7 @@ def test_a_refusal_is_said_in_slurms_words(slurm: FakeSlurm, script: Path) -> No
     text = "sbatch: error: Batch job submission failed: Invalid account or account/partition"
     slurm.fail("sbatch", code=1, stderr=text)
     with pytest.raises(SchedulerError) as caught:
-        SlurmScheduler().submit(script)
+        SlurmScheduler().submit(script, "t.1")
     assert not caught.value.transient
     assert text in caught.value.problems[0].message
 
@@ -164,14 +164,14 @@ def test_an_sbatch_that_names_no_job_is_an_error_with_what_it_said(
 ) -> None:
     slurm.fail("sbatch", code=0, stdout=stdout)
     with pytest.raises(SchedulerError) as caught:
-        SlurmScheduler().submit(script)
+        SlurmScheduler().submit(script, "t.1")
     assert [p.code for p in caught.value.problems] == ["slurm.no-job-id"]
 
 
 def test_a_silent_command_is_given_up_as_transient(slurm: FakeSlurm, script: Path) -> None:
     slurm.fail("sbatch", works=True, sleep_s=30)
     with pytest.raises(SchedulerError) as caught:
-        SlurmScheduler(timeout_s=0.5).submit(script)
+        SlurmScheduler(timeout_s=0.5).submit(script, "t.1")
     assert caught.value.transient
     assert [p.code for p in caught.value.problems] == ["slurm.timeout"]
     assert len(slurm.calls("sbatch")) == 1  # it may have worked: never twice
@@ -182,7 +182,7 @@ def test_absent_commands_are_named(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SchedulerError) as caught:
-        SlurmScheduler().submit(script)
+        SlurmScheduler().submit(script, "t.1")
     assert [p.code for p in caught.value.problems] == ["slurm.absent"]
     assert "sbatch" in caught.value.problems[0].message
     with pytest.raises(SchedulerError):
@@ -210,7 +210,7 @@ def test_nothing_of_a_surrounding_job_reaches_sbatch(
     surrounding = ("SLURM_JOB_ID", "SLURM_NTASKS", "SBATCH_PARTITION", "SRUN_CPUS_PER_TASK")
     for name in (*surrounding, "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.setenv(name, "3")
-    SlurmScheduler().submit(script)
+    SlurmScheduler().submit(script, "t.1")
     reached = slurm.calls("sbatch")[0]["environ"]
     assert not [name for name in reached if name.startswith(("SLURM_", "SBATCH_", "SRUN_", "PMI"))]
     assert reached["FAKE_SLURM"] == str(slurm.home)

@@ -47,3 +47,22 @@ def test_a_cancelled_run_is_resumed_while_its_job_is_still_seen_to_end(
     again = resume(run)
     assert (again.how, again.job and again.job.id) == ("submitted", "1001")
     assert not run.stop_path.exists()
+
+
+def test_a_submission_that_died_before_it_could_note_its_job_is_found_by_name(
+    run: RunDir, slurm: FakeSlurm
+) -> None:
+    assert resume(run).how == "submitted"
+    (noted,) = (run.path / "jobs").glob("*.submitted")
+    noted.unlink()
+    again = resume(run)
+    assert (again.how, again.job and again.job.id) == ("attached", "1000")
+    assert len(slurm.calls("sbatch")) == 1
+    assert noted.exists()
+
+
+def test_a_submission_that_never_reached_the_scheduler_is_made_again(
+    run: RunDir, slurm: FakeSlurm
+) -> None:
+    (run.path / "jobs" / "beef0000.intent").write_text('{"name": "test.beef0000"}')
+    assert resume(run).how == "submitted"

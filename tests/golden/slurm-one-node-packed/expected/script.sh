@@ -90,7 +90,9 @@ first=$((${SLURM_ARRAY_TASK_ID:-0} * per_allocation))
 end=$((first + per_allocation < replicas ? first + per_allocation : replicas))
 
 pids=()
-trap 'signalled=1; kill -USR1 "${pids[@]}" 2>/dev/null' USR1
+# srun started with a signal ignored does not hand it on; Slurm signals the tasks themselves, and
+# without --batch not this script.
+trap 'signalled=1; scancel --signal=USR1 "$job"' USR1
 trap 'signalled=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((replica = first; replica < end; replica++)); do
   start_step "$replica" &

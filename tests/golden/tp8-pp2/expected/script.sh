@@ -90,8 +90,11 @@ per_allocation=1
 first=$((${SLURM_ARRAY_TASK_ID:-0} * per_allocation))
 end=$((first + per_allocation < replicas ? first + per_allocation : replicas))
 
+published=$(find parts -name 'u*.jsonl' | wc -l)
 pids=()
-trap 'signalled=1; kill -USR1 "${pids[@]}" 2>/dev/null' USR1
+# srun started with a signal ignored does not hand it on; Slurm signals the tasks themselves, and
+# without --batch not this script.
+trap 'signalled=1; scancel --signal=USR1 "$job"' USR1
 trap 'signalled=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((replica = first; replica < end; replica++)); do
   start_step "$replica" &
@@ -117,5 +120,15 @@ done
 # Replicas are elastic: when the others finished the work, one failure is no failed run.
 [ ! -e DONE ] || exit 0
 [ "$failed" -eq 0 ] || exit 7
+
+# What is left is for the next start of this job, as long as each start gets something done.
+if [ "$resumable" -eq 1 ] && [ "$restart" -lt 20 ] && [ ! -e control/STOP ]; then
+  if [ "$(find parts -name 'u*.jsonl' | wc -l)" -gt "$published" ]; then
+    trap '' TERM # the requeue ends this script with it, and the code below is not to be lost
+    scontrol requeue "$job" && sleep 60
+  else
+    echo "hpc-llm: nothing was published in this start, so the job is not requeued" >&2
+  fi
+fi
 [ "$resumable" -eq 0 ] || exit 75
 exit 0

@@ -1,0 +1,384 @@
+"""A causal language model of transformers, on one device or cut over ranks.
+
+The only module that knows transformers' names; torch and transformers are imported when a model
+is loaded, never before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
+from launcher.engines.sampler import RowSampler
+from launcher.engines.team import Team
+from launcher.errors import Problem, RowError, RunError
+from launcher.plan.types import Sampling
+
+__all__ = [
+    "Cohort",
+    "EndsAsTold",
+    "Model",
+    "Row",
+    "TransformersOptions",
+    "first_line",
+    "load",
+    "quiet_libraries",
+]
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_BATCH_ON_CPU = 8
+_BATCH_ON_GPU = 32
+_STOP_SLACK_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersOptions:
+    """``engine_options`` of the transformers engine.
+
+    Attributes
+    ----------
+    max_batch_size
+        Rows of one cohort; None is 8 on a CPU and 32 on a GPU.
+    dtype
+        ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
+    device
+        A torch device; None is ``cuda:0`` where there is one, else ``cpu``.
+    attn_implementation
+        Passed to transformers: ``eager``, ``sdpa``, ``flash_attention_2`` …
+    """
+
+    max_batch_size: int | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    attn_implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size is not None and self.max_batch_size < 1:
+            raise ValueError(f"option max_batch_size is {self.max_batch_size}, below 1")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"option dtype is {self.dtype!r}, not one of {', '.join(_DTYPES)}")
+
+
+def quiet_libraries() -> None:
+    """Import transformers with its progress bars and advice off, and the hub out of reach.
+
+    Raises
+    ------
+    RunError
+        ``engine.import`` when transformers is missing.
+
+    Notes
+    -----
+    tqdm and huggingface_hub read these variables once, when they are imported
+    (``tqdm/std.py``, ``envwrap``; ``huggingface_hub/constants.py``).
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TQDM_DISABLE"] = "1"
+    logging = _import("transformers.utils.logging")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One request on its way. ``answer`` being done, for whatever reason, is the row's end."""
+
+    request: Request
+    answer: Future[Completion] = field(default_factory=Future)
+    prompt: list[int] = field(default_factory=list)
+    room: int = 0
+    tokens: list[int] = field(default_factory=list)
+
+    def finish(self, completion: Completion) -> None:
+        with suppress(InvalidStateError):  # given up at the same moment
+            self.answer.set_result(completion)
+
+    def fail(self, error: Exception) -> None:
+        with suppress(InvalidStateError):  # answered or given up at the same moment
+            self.answer.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """What every rank has to know of the rows of one batch. ``room`` is that of the widest."""
+
+    prompts: Sequence[list[int]]
+    samplings: Sequence[Sampling]
+    room: int
+
+
+@dataclass(slots=True)
+class Model:
+    """A loaded checkpoint. ``limit`` is the longest sequence it takes, or None."""
+
+    module: Any
+    tokenizer: Any
+    device: Any
+    eos: frozenset[int]
+    limit: int | None
+    max_batch_size: int
+    team: Team
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            # A second batch waits while the first one runs, so that cohorts start full.
+            max_in_flight=2 * self.max_batch_size,
+            chat_template=self.tokenizer.chat_template is not None,
+            max_seq_len=self.limit,
+        )
+
+    def encode(self, request: Request) -> list[int]:
+        """Token ids of the prompt."""
+        text = request.text if request.text is not None else self._apply_template(request)
+        try:
+            encoded = self.tokenizer(text, add_special_tokens=request.messages is None)
+        except Exception as exc:
+            raise RowError("engine_error", f"the tokenizer failed: {first_line(exc)}") from exc
+        ids: list[int] = encoded["input_ids"]
+        if not ids:
+            raise RowError("empty_prompt", "the prompt has no tokens")
+        if self.limit is not None and len(ids) > self.limit - 1:
+            message = f"the prompt has {len(ids)} tokens, the model takes {self.limit - 1}"
+            raise RowError("prompt_too_long", message)
+        return ids
+
+    def _apply_template(self, request: Request) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [dict(message) for message in request.messages or ()],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except Exception as exc:  # a template is a program: it can raise anything
+            message = f"the model's chat template failed: {first_line(exc)}"
+            raise RowError("template_error", message) from exc
+        return text
+
+    def room(self, row: Row) -> int:
+        """New tokens that the row may have."""
+        wanted = row.request.sampling.max_tokens
+        return wanted if self.limit is None else min(wanted, self.limit - len(row.prompt))
+
+    def fits(self, rows: Sequence[Row]) -> bool:
+        """Whether the rows can share a batch.
+
+        A row that has ended is computed on until its cohort ends; past the last position, models
+        with learned position embeddings fail and scaled rotary ones change their answers.
+        """
+        width = max(len(row.prompt) for row in rows)
+        return self.limit is None or width + max(row.room for row in rows) <= self.limit
+
+    def generate(self, rows: Sequence[Row], count: Callable[[int], None]) -> None:
+        """Answer all ``rows``; ``count`` is told of new tokens as they come."""
+        cohort = Cohort(
+            prompts=[row.prompt for row in rows],
+            samplings=[row.request.sampling for row in rows],
+            room=max(row.room for row in rows),
+        )
+        self.team.share(cohort)
+        self.run(cohort, RowEnds(self, rows, count))
+
+    def end(self) -> None:
+        """Let the other ranks go."""
+        self.team.share(None)
+        self.team.leave()
+
+    def run(self, cohort: Cohort, ends: Callable[..., Any]) -> None:
+        """Generate for ``cohort``, on every rank alike, until ``ends`` is true for all rows."""
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        width = max(map(len, cohort.prompts))
+        pads = [width - len(prompt) for prompt in cohort.prompts]
+        pad = min(self.eos, default=0)
+        sampler = RowSampler(cohort.samplings, self.device)
+        self.module.generate(
+            input_ids=torch.tensor(
+                [[pad] * n + prompt for n, prompt in zip(pads, cohort.prompts, strict=True)],
+                device=self.device,
+            ),
+            attention_mask=torch.tensor(
+                [[0] * n + [1] * (width - n) for n in pads], device=self.device
+            ),
+            generation_config=GenerationConfig(
+                max_new_tokens=cohort.room, do_sample=False, pad_token_id=pad
+            ),
+            logits_processor=LogitsProcessorList([sampler]),
+            stopping_criteria=StoppingCriteriaList([ends]),
+        )
+
+    def completion(self, row: Row) -> Completion | None:
+        """The answer, if the row's newest token ends it."""
+        tokens = row.tokens
+        if tokens[-1] in self.eos:
+            return self._answer(row, self.decode(tokens[:-1]), "stop")
+        if (cut := self._stop_at(row)) is not None:
+            return self._answer(row, self.decode(tokens)[:cut], "stop")
+        if len(tokens) == row.room:
+            return self._answer(row, self.decode(tokens), "length")
+        return None
+
+    def _answer(self, row: Row, text: str, reason: str) -> Completion:
+        return Completion(
+            text=text,
+            finish_reason=reason,
+            prompt_tokens=len(row.prompt),
+            completion_tokens=len(row.tokens),
+        )
+
+    def _stop_at(self, row: Row) -> int | None:
+        """Where in the row's text its first stop string begins.
+
+        Only the end of the text is decoded at each step: a token gives at least one byte.
+        """
+        stops = row.request.sampling.stop
+        if not stops:
+            return None
+        window = max(len(stop.encode()) for stop in stops) + _STOP_SLACK_TOKENS
+        if not any(stop in self.decode(row.tokens[-window:]) for stop in stops):
+            return None
+        text = self.decode(row.tokens)
+        return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+class RowEnds:
+    """A stopping criterion that ends each row by its own rules and answers it at once.
+
+    Called as ``transformers.StoppingCriteria`` is, after each step (``input_ids`` of shape
+    ``(batch, length)``), it gives a boolean per row; the batch ends when all are true
+    (``transformers/generation/utils.py``, ``GenerationMixin._sample``).
+    """
+
+    def __init__(self, model: Model, rows: Sequence[Row], count: Callable[[int], None]) -> None:
+        self._model = model
+        self._rows = rows
+        self._count = count
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002 - the hook's
+        import torch
+
+        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+            if not row.answer.done():
+                self._count(1)
+                self._extend(row, token)
+        ended = torch.tensor([row.answer.done() for row in self._rows], device=input_ids.device)
+        return self._model.team.agree(ended)
+
+    def _extend(self, row: Row, token: int) -> None:
+        row.tokens.append(token)
+        completion = self._model.completion(row)
+        if completion is not None:
+            row.finish(completion)
+
+
+class EndsAsTold:
+    """The stopping criterion of the ranks that do not decide: what the first one says."""
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002 - the hook's
+        import torch
+
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return self._team.agree(ended)
+
+
+def load(setup: EngineSetup, options: TransformersOptions) -> Model:
+    """The model of ``setup.model_path`` on its device."""
+    torch = _import("torch")
+    quiet_libraries()
+    _import("accelerate")
+    device = options.device or _own_device(torch, setup)
+    if device == "cpu":
+        torch.set_num_threads(setup.threads)
+    path = setup.model_path
+    if path is None or not Path(path, "config.json").is_file():
+        message = f"there is no checkpoint at {path}: config.json is missing"
+        hint = "point model at a directory in the Hugging Face layout"
+        raise RunError(Problem("engine.model", message, hint=hint))
+    team = Team(setup.rank, setup.cut.ranks, setup.meeting)
+    try:
+        return _read(path, device, options, team)
+    except Exception as exc:
+        message = f"cannot load {path} on {device}: {first_line(exc)}"
+        raise RunError(Problem("engine.model", message)) from exc
+
+
+def _own_device(torch: Any, setup: EngineSetup) -> str:
+    """The CPU, or of the GPUs that the replica's ranks on this node see together, this rank's."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{setup.rank % torch.cuda.device_count()}"
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as exc:
+        message = f"the transformers engine cannot import {name}: {first_line(exc)}"
+        hint = "install a CPU or CUDA build of torch, then run pip install 'hpc-llm[local]'"
+        raise RunError(Problem("engine.import", message, hint=hint)) from exc
+
+
+def _read(path: str, device: str, options: TransformersOptions, team: Team) -> Model:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    module = AutoModelForCausalLM.from_pretrained(
+        path,
+        local_files_only=True,
+        dtype=options.dtype if options.dtype == "auto" else getattr(torch, options.dtype),
+        attn_implementation=options.attn_implementation,
+        **_placement(device, team),
+    ).eval()
+    eos = _eos(module.generation_config.eos_token_id) or _eos(tokenizer.eos_token_id)
+    # The checkpoint's own defaults (temperature, repetition_penalty …) would fill every value
+    # that `generate` is not given: the job's sampling is all there is.
+    module.generation_config = GenerationConfig()
+    on_cpu = torch.device(device).type == "cpu"
+    return Model(
+        module=module,
+        tokenizer=tokenizer,
+        device=module.device,
+        eos=eos,
+        limit=getattr(module.config.get_text_config(), "max_position_embeddings", None),
+        max_batch_size=options.max_batch_size or (_BATCH_ON_CPU if on_cpu else _BATCH_ON_GPU),
+        team=team,
+    )
+
+
+def _placement(device: str, team: Team) -> dict[str, Any]:
+    """Where the weights go: on one device, or cut over the team's by the model's own plan."""
+    if team.world == 1:
+        return {"device_map": {"": device}}
+    from transformers.distributed import DistributedConfig
+
+    # The rank's device is bound by this variable (transformers, ``distributed/utils.py``).
+    os.environ["LOCAL_RANK"] = device.rpartition(":")[2] if ":" in device else "0"
+    return {"distributed_config": DistributedConfig(tp_size=team.world)}
+
+
+def _eos(ids: int | list[int] | None) -> frozenset[int]:
+    return frozenset([ids] if isinstance(ids, int) else ids or ())
+
+
+def first_line(exc: BaseException) -> str:
+    """The exception in one line: its type and the first line of what it says."""
+    lines = str(exc).strip().splitlines()
+    return f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__

@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv local demo lint test test-fast bench lock clean
+.PHONY: help venv local demo demo-slurm cluster-up cluster-down lint test test-fast bench lock clean
 
 PYTHON ?= python3
 # What pip gets for torch, the one package that the constraints leave open, because the build is
@@ -41,6 +41,15 @@ demo: local ## answer a dozen questions on this machine's CPU and show the answe
 	echo; \
 	$(BIN)/hpc-llm results "$$run" | $(BIN)/python -c "$$SHOW"
 
+demo-slurm: local ## (root) a cluster of four nodes on this machine, and two jobs through it
+	cd tests && ../$(BIN)/python -m cluster.demo
+
+cluster-up: ## (root) start the test cluster, to try commands on it by hand
+	$(PYTHON) tests/cluster/cluster.py up
+
+cluster-down: ## (root) end the test cluster
+	$(PYTHON) tests/cluster/cluster.py down
+
 lint: venv ## ruff, mypy, import-linter and shellcheck
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -48,12 +57,12 @@ lint: venv ## ruff, mypy, import-linter and shellcheck
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck .ci/run
 
-test: lint local ## lint, then all tests that need neither a cluster nor a GPU
-	$(BIN)/python -m pytest -m "not slurm and not gpu and not multigpu"
+test: lint local ## lint, then all tests; those of the Slurm cluster where it can be had (root)
+	$(BIN)/python -m pytest -m "not gpu and not multigpu"
 
 test-fast: venv ## the tests that need no model and build no package
 	$(BIN)/python -m pytest -m "not slurm and not gpu and not multigpu" \
-		--ignore=tests/local --ignore=tests/package
+		--ignore=tests/local --ignore=tests/package --ignore=tests/cluster
 
 bench: venv ## how long the commands take to start, and what they import
 	$(BIN)/python benchmarks/cli_start.py

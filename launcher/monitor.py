@@ -202,7 +202,7 @@ def _state(run: RunDir, states: Mapping[str, JobState], outcomes: Iterable[_Outc
     if not states:
         return "ready"
     kinds = {kind for kind, _ in outcomes}
-    return "stopped" if kinds and "failed" not in kinds else "failed"
+    return "stopped" if kinds and kinds <= {"done", "resumable"} else "failed"
 
 
 def _jobs(
@@ -232,7 +232,7 @@ def _newest_outcomes(run: RunDir) -> list[_Outcome]:
 
 def _problems(outcomes: Iterable[_Outcome]) -> Iterable[Problem]:
     for kind, details in outcomes:
-        for problem in details["problems"] if kind == "failed" else ():
+        for problem in details["problems"] if kind in ("failed", "died") else ():
             message = f"replica {details['replica']}: {problem['message']}"
             yield Problem(problem["code"], message, hint=problem["hint"])
 

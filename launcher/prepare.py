@@ -79,6 +79,7 @@ def prepare(
     site: str | None = None,
     settings: Sequence[str] = (),
     limit: int | None = None,
+    origin: Path | None = None,
 ) -> Prepared:
     """Read, check and plan the job in ``job_file``.
 
@@ -90,6 +91,8 @@ def prepare(
         ``key.path=value`` pairs that replace values of the job file.
     limit
         Only the first so many rows of the input, in a run directory of their own.
+    origin
+        Where relative paths start; None for the directory of ``job_file``.
 
     Raises
     ------
@@ -103,7 +106,7 @@ def prepare(
     for setting in settings:
         source = with_setting(source, setting)
     source, default_site = _with_defaults(source)
-    base = job_file.absolute().parent
+    base = origin or job_file.absolute().parent
     job = _with_absolute_runtime(read_job(source), base)
     chosen = choose_site(site or default_site, partition=job.resources.partition)
     model = _model(job, base, source)
@@ -113,7 +116,7 @@ def prepare(
         chosen.spec,
         job_source=source,
         site_source=chosen.source,
-        facts=_facts(model, inputs),
+        facts=_facts(model, inputs, base, settings),
     )
     identity = _identity(job, inputs, model.checkpoint, limit)
     input_warnings = _check_input(inputs, identity.prompt, source)
@@ -224,7 +227,9 @@ def _reads(inputs: Sequence[InputFile], checkpoint: Checkpoint | None) -> set[st
     return {str(path.parent) for file in files for path in (file, file.resolve())}
 
 
-def _facts(model: FoundModel, inputs: Sequence[InputFile]) -> Facts:
+def _facts(
+    model: FoundModel, inputs: Sequence[InputFile], base: Path, settings: Sequence[str]
+) -> Facts:
     checkpoint = model.checkpoint
     return Facts(
         shape=model.shape,
@@ -232,6 +237,8 @@ def _facts(model: FoundModel, inputs: Sequence[InputFile]) -> Facts:
         chat_template=checkpoint.chat_template if checkpoint else None,
         own_python=sys.executable,
         reads=tuple(sorted(_reads(inputs, checkpoint))),
+        origin=str(base),
+        settings=tuple(settings),
     )
 
 

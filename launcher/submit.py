@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from launcher import runs
 from launcher.errors import PlanError, Problem, SchedulerError
@@ -15,12 +18,13 @@ from launcher.plan.capabilities import ENGINES
 from launcher.plan.compare import differences
 from launcher.plan.grid import count
 from launcher.plan.types import Plan
-from launcher.prepare import Prepared, run_directory_files
+from launcher.prepare import Prepared, prepare, run_directory_files
 from launcher.rundir import SUBDIRECTORIES, RunDir, publish, replace
 from launcher.schedulers.base import JobRef, Scheduler
+from launcher.schedulers.refusals import cause_of
 from launcher.schedulers.registry import scheduler_for
 
-__all__ = ["Submission", "cancel", "check_can_run", "render_to", "resume", "submit"]
+__all__ = ["Submission", "cancel", "check_can_run", "render_to", "resume", "scale", "submit"]
 
 # What this version can start; the others can be planned and rendered.
 _STARTABLE = frozenset({"echo", "transformers"})
@@ -71,6 +75,38 @@ def resume(run: RunDir) -> Submission:
     """
     scheduler = scheduler_for(run.newest_plan().scheduler)
     return _standing(run, scheduler) or _start(run, scheduler)
+
+
+def scale(run: RunDir, replicas: int) -> Submission:
+    """Submit as many replicas as are missing to ``replicas`` live ones, under a plan of their own.
+
+    Raises
+    ------
+    PlanError
+        ``scale.enough`` when so many are live already: replicas leave by `cancel` or scancel.
+    SchedulerError
+        The scheduler refused.
+    """
+    plan = run.newest_plan()
+    scheduler = scheduler_for(plan.scheduler)
+    live = _live(run, scheduler)
+    running = sum(entry.get("replicas", 1) for entry in run.jobs() if _is_of(entry, live))
+    if running >= replicas:
+        message = f"{running} replicas are queued or running already"
+        hint = f"ask for more than {running}; to have fewer, scancel one of their jobs"
+        raise PlanError(Problem("scale.enough", message, hint=hint))
+    prepared = prepare(
+        run.path / "job.yaml",
+        site=str(run.path / "site.yaml"),
+        settings=(*plan.settings, f"replicas={replicas - running}"),
+        origin=Path(plan.origin),
+    )
+    _write(dataclasses.replace(prepared, run=run, identity=run.identity()))
+    return _start(run, scheduler)
+
+
+def _is_of(entry: dict[str, Any], jobs: Sequence[JobRef]) -> bool:
+    return any(entry["id"] == job.id for job in jobs)
 
 
 def cancel(run: RunDir) -> list[str]:
@@ -216,7 +252,12 @@ def _recover(run: RunDir, scheduler: Scheduler) -> None:
 
 
 def _note(run: RunDir, job: JobRef, nonce: str) -> None:
-    entry = {**job.to_json(), "nonce": nonce, "submitted": time.time()}
+    entry = {
+        **job.to_json(),
+        "nonce": nonce,
+        "replicas": run.newest_plan().layout.replicas,
+        "submitted": time.time(),
+    }
     publish(run.path / "jobs" / f"{job.id}.submitted", json.dumps(entry).encode())
 
 
@@ -232,6 +273,7 @@ def _start(run: RunDir, scheduler: Scheduler) -> Submission:
         message = f"{run.path} is written and no job of it was started"
         hint = "submit again, or resume it, once that is put right"
         kept = Problem("rundir.kept", message, hint=hint, severity="warning")
-        raise SchedulerError([*exc.problems, kept], transient=exc.transient) from exc
+        told = [dataclasses.replace(p, hint=p.hint or cause_of(p.message)) for p in exc.problems]
+        raise SchedulerError([*told, kept], transient=exc.transient) from exc
     _note(run, job, nonce)
     return Submission(run=run, how="submitted", job=job)

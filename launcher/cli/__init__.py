@@ -15,7 +15,18 @@ __all__ = ["COMMANDS", "main"]
 
 # In the order of a job's life. The module is named like the command.
 COMMANDS = (
-    *("plan", "render", "preview", "submit", "status", "logs", "cancel", "resume", "results"),
+    *(
+        "plan",
+        "render",
+        "preview",
+        "submit",
+        "status",
+        "logs",
+        "cancel",
+        "resume",
+        "scale",
+        "results",
+    ),
     *("list", "site", "models", "schema", "config", "explain"),
 )
 _MODULES: Mapping[str, str] = {"list": "list_runs"}

@@ -17,13 +17,11 @@ from typing import Any
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
 from launcher.engines.sampler import RowSampler
-from launcher.engines.team import Team
+from launcher.engines.team import Team, quiet_torch
 from launcher.errors import Problem, RowError, RunError
-from launcher.plan.types import Sampling
 
 __all__ = [
     "Cohort",
-    "EndsAsTold",
     "Model",
     "Row",
     "TransformersOptions",
@@ -49,7 +47,8 @@ class TransformersOptions:
     dtype
         ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
     device
-        A torch device; None is ``cuda:0`` where there is one, else ``cpu``.
+        A torch device; None is ``cuda:0`` where there is one, else ``cpu``. A model cut over
+        ranks takes none: each rank has a device of its own.
     attn_implementation
         Passed to transformers: ``eager``, ``sdpa``, ``flash_attention_2`` …
     """
@@ -110,7 +109,6 @@ class Cohort:
     """What every rank has to know of the rows of one batch. ``room`` is that of the widest."""
 
     prompts: Sequence[list[int]]
-    samplings: Sequence[Sampling]
     room: int
 
 
@@ -180,18 +178,26 @@ class Model:
         """Answer all ``rows``; ``count`` is told of new tokens as they come."""
         cohort = Cohort(
             prompts=[row.prompt for row in rows],
-            samplings=[row.request.sampling for row in rows],
             room=max(row.room for row in rows),
         )
         self.team.share(cohort)
-        self.run(cohort, RowEnds(self, rows, count))
+        sampler = RowSampler([row.request.sampling for row in rows], self.device)
+        self._run(cohort, [sampler], RowEnds(self, rows, count))
+
+    def follow(self) -> None:
+        """Be a later rank: do what the first one does in `generate`, until its `end`."""
+        while (cohort := self.team.share(None)) is not None:
+            self._run(cohort, [], EndsAsTold(self.team))
+        self.team.leave()
 
     def end(self) -> None:
         """Let the other ranks go."""
         self.team.share(None)
         self.team.leave()
 
-    def run(self, cohort: Cohort, ends: Callable[..., Any]) -> None:
+    def _run(
+        self, cohort: Cohort, samplers: Sequence[RowSampler], ends: Callable[..., Any]
+    ) -> None:
         """Generate for ``cohort``, on every rank alike, until ``ends`` is true for all rows."""
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -199,7 +205,7 @@ class Model:
         width = max(map(len, cohort.prompts))
         pads = [width - len(prompt) for prompt in cohort.prompts]
         pad = min(self.eos, default=0)
-        sampler = RowSampler(cohort.samplings, self.device)
+        agreed = [] if self.team.world == 1 else [TokensAsTold(self.team)]
         self.module.generate(
             input_ids=torch.tensor(
                 [[pad] * n + prompt for n, prompt in zip(pads, cohort.prompts, strict=True)],
@@ -211,7 +217,7 @@ class Model:
             generation_config=GenerationConfig(
                 max_new_tokens=cohort.room, do_sample=False, pad_token_id=pad
             ),
-            logits_processor=LogitsProcessorList([sampler]),
+            logits_processor=LogitsProcessorList([*samplers, *agreed]),
             stopping_criteria=StoppingCriteriaList([ends]),
         )
 
@@ -285,6 +291,21 @@ class RowEnds:
             row.finish(completion)
 
 
+class TokensAsTold:
+    """A logits processor that leaves each row the token which the first rank draws.
+
+    Ranks whose logits differ in the last bit, as those of unlike GPUs do, would otherwise come to
+    hold different texts, and go on without an error.
+    """
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002 - the hook's signature
+        tokens = self._team.agree(scores.argmax(dim=-1, keepdim=True))
+        return scores.new_full(scores.shape, float("-inf")).scatter_(1, tokens, 0.0)
+
+
 class EndsAsTold:
     """The stopping criterion of the ranks that do not decide: what the first one says."""
 
@@ -300,10 +321,11 @@ class EndsAsTold:
 
 def load(setup: EngineSetup, options: TransformersOptions) -> Model:
     """The model of ``setup.model_path`` on its device."""
+    quiet_torch()
     torch = _import("torch")
     quiet_libraries()
     _import("accelerate")
-    device = options.device or _own_device(torch, setup)
+    device = _device(torch, setup, options)
     if device == "cpu":
         torch.set_num_threads(setup.threads)
     path = setup.model_path
@@ -311,7 +333,7 @@ def load(setup: EngineSetup, options: TransformersOptions) -> Model:
         message = f"there is no checkpoint at {path}: config.json is missing"
         hint = "point model at a directory in the Hugging Face layout"
         raise RunError(Problem("engine.model", message, hint=hint))
-    team = Team(setup.rank, setup.cut.ranks, setup.meeting)
+    team = Team(setup.rank, setup.cut.ranks, setup.meeting, device)
     try:
         return _read(path, device, options, team)
     except Exception as exc:
@@ -319,8 +341,16 @@ def load(setup: EngineSetup, options: TransformersOptions) -> Model:
         raise RunError(Problem("engine.model", message)) from exc
 
 
-def _own_device(torch: Any, setup: EngineSetup) -> str:
-    """The CPU, or of the GPUs that the replica's ranks on this node see together, this rank's."""
+def _device(torch: Any, setup: EngineSetup, options: TransformersOptions) -> str:
+    """The device of this rank: its own of the GPUs that the replica's ranks on the node see."""
+    if options.device is not None and setup.cut.ranks > 1:
+        message = (
+            f"option device is {options.device!r}, and {setup.cut.ranks} ranks cannot share it"
+        )
+        hint = "leave device out: each rank takes a GPU of its node, or the CPU if there is none"
+        raise RunError(Problem("engine.options", message, hint=hint))
+    if options.device is not None:
+        return options.device
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{setup.rank % torch.cuda.device_count()}"

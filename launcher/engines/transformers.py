@@ -5,13 +5,16 @@ goes into one `generate` of transformers, each row with its own sampling, its ow
 answer given the moment it ends. A row that comes later joins the next cohort.
 
 Cut over ranks (by the model's own tensor-parallel plan), every rank makes the same calls: the first
-one tells the others each cohort and, after each step, which rows have ended.
+one tells the others each cohort and, at each step, the new tokens and which rows have ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -19,7 +22,6 @@ from contextlib import suppress
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
 from launcher.engines.causal_lm import (
-    EndsAsTold,
     Model,
     Row,
     TransformersOptions,
@@ -30,6 +32,12 @@ from launcher.engines.registry import decode_options
 from launcher.errors import Problem, RowError, RunError
 
 __all__ = ["TransformersEngine", "follow"]
+
+# A rank whose neighbour died sees a broken connection. The launcher ends it before that has
+# passed, and the word of the one that died, which tells more, stands.
+FIRST_WORD_S = 3.0
+# After a death, a rank's worker may be inside a collective for good.
+CLOSE_S = 10.0
 
 
 class TransformersEngine:
@@ -100,7 +108,8 @@ class TransformersEngine:
     async def close(self) -> None:
         self._end(_died("the engine was closed"))
         if self._worker is not None:
-            await asyncio.to_thread(self._worker.join)
+            cut = self._setup.cut.ranks > 1
+            await asyncio.to_thread(self._worker.join, CLOSE_S if cut else None)
 
     def _end(self, reason: Problem, cause: BaseException | None = None) -> None:
         """Let no row in any more, and fail those that are in."""
@@ -133,7 +142,10 @@ class TransformersEngine:
                 model.generate(cohort, self._count)
             model.end()
         except Exception as exc:  # noqa: BLE001 - whatever it was, those who wait must hear of it
-            self._end(_died(f"the transformers engine died: {first_line(exc)}"), exc)
+            if model.team.world > 1:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, FIRST_WORD_S)
+            self._end(_lost(self._setup, exc), exc)
 
     def _next_cohort(self, model: Model) -> list[Row]:
         """The next rows, at most a batch of them; waits for the first only. Empty at the end."""
@@ -170,14 +182,22 @@ def follow(setup: EngineSetup) -> None:
     Raises
     ------
     RunError
-        As `TransformersEngine.start`.
+        As `TransformersEngine.start`; ``engine.died`` when this rank or another one has failed.
     """
+    # What asks the step to leave asks its first rank too, and that one ends the others in order.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     options = decode_options(TransformersOptions, setup.options, engine="transformers")
     model = load(setup, options)
-    ends = EndsAsTold(model.team)
-    while (cohort := model.team.share(None)) is not None:
-        model.run(cohort, ends)
-    model.team.leave()
+    try:
+        model.follow()
+    except Exception as exc:
+        time.sleep(FIRST_WORD_S)
+        raise RunError(_lost(setup, exc)) from exc
+
+
+def _lost(setup: EngineSetup, exc: Exception) -> Problem:
+    who = "" if setup.cut.ranks == 1 else f" in rank {setup.rank} on {socket.gethostname()}"
+    return _died(f"the transformers engine died{who}: {first_line(exc)}")
 
 
 def _died(message: str) -> Problem:

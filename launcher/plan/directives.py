@@ -27,6 +27,7 @@ def slurm_directives(
     options = (
         *_identity(job, partition_name),
         *_size(layout.allocation, step, partition, cpus_per_task(layout, step)),
+        *_array(layout.allocation.count, job.resources.at_once),
         ("--time", slurm_time(time_s)),
         ("--signal", f"B:USR1@{job.limits.warn_before}"),
         ("--requeue" if site.scheduler.restart == "requeue" else "--no-requeue", None),
@@ -63,5 +64,8 @@ def _size(a: Allocation, step: Step, partition: Partition, cpus: int | None) -> 
         # --exclusive gives all CPUs and GPUs, but only the memory asked for (sbatch(1)).
         yield "--exclusive", None
         yield "--mem", "0"
-    if a.count > 1:
-        yield "--array", f"0-{a.count - 1}"
+
+
+def _array(count: int, at_once: int | None) -> Options:
+    if count > 1:
+        yield "--array", f"0-{count - 1}" + (f"%{at_once}" if at_once is not None else "")

@@ -40,6 +40,8 @@ class Facts:
         Whether the checkpoint has a chat template; None without a checkpoint.
     own_python
         The interpreter that plans: what jobs of the local scheduler run under by default.
+    origin, settings
+        Where relative paths of the job file start, and what ``--set`` changed in it.
     reads
         Directories that the job reads input and model from, links followed and not.
     """
@@ -49,6 +51,8 @@ class Facts:
     chat_template: bool | None = None
     own_python: str | None = None
     reads: tuple[str, ...] = ()
+    origin: str = "/"
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ def resolve(
     layout = lay_out(cut, replicas, node)
     step = _step(job.engine, layout)
     _check_extent(r, layout, partition, name)
+    _check_array(r, layout)
     _check_idle(r, layout, partition, node)
     runtime = _runtime(r, site.engines.get(job.engine, EngineRuntime()))
     _check_mounts(r, runtime)
@@ -278,6 +283,18 @@ def _check_extent(r: _Resolver, layout: Layout, partition: Partition, name: str)
         r.error("plan.too-few-nodes", message, "replicas" if most else "parallelism", hint=hint)
 
 
+def _check_array(r: _Resolver, layout: Layout) -> None:
+    size, limit = layout.allocation.count, r.site.scheduler.max_array_size
+    if limit is not None and size > limit:
+        message = (
+            f"{layout.replicas} replicas make an array of {size} jobs, and the site takes {limit}"
+        )
+        hint = (
+            f"set replicas to at most {limit * layout.allocation.replicas}, and scale the run later"
+        )
+        r.error("plan.array-too-large", message, "replicas", hint=hint)
+
+
 def _check_idle(r: _Resolver, layout: Layout, partition: Partition, node: NodeShape) -> None:
     if partition.gpus is None:
         return
@@ -401,6 +418,14 @@ def _plan(
         warn_before_s=int(r.job.limits.warn_before),
         attempts=r.job.limits.attempts,
         max_bad_fraction=r.job.limits.max_bad_fraction,
+        spare_nodes=_has_spare_nodes(r.site.partitions[name], layout),
+        origin=r.facts.origin,
+        settings=r.facts.settings,
         engine_options=r.job.engine_options,
         env={**r.site.env, **r.job.env},
     )
+
+
+def _has_spare_nodes(partition: Partition, layout: Layout) -> bool:
+    asked = layout.allocation.count * layout.allocation.nodes
+    return partition.nodes is None or partition.nodes > asked

@@ -226,6 +226,10 @@ class Plan:
     ----------
     model, model_path
         The name the user gave, and the checkpoint's directory where one was found.
+    spare_nodes
+        Whether the partition has nodes beyond those asked for, so that one can be left out.
+    origin, settings
+        Directory in which the job file's relative paths start, and what ``--set`` changed in it.
     directives
         ``(option, value)`` pairs for ``#SBATCH`` lines; a value of None is a bare flag.
     env
@@ -250,6 +254,9 @@ class Plan:
     warn_before_s: int
     attempts: int
     max_bad_fraction: float
+    spare_nodes: bool = True
+    origin: str = "/"
+    settings: tuple[str, ...] = ()
     engine_options: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
 
@@ -277,6 +284,7 @@ class Plan:
                         "modules": tuple(runtime["modules"]),
                     }
                 ),
+                "settings": tuple(data["settings"]),
                 "directives": tuple((option, value) for option, value in data["directives"]),
             }
         )

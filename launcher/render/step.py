@@ -54,6 +54,9 @@ def _mpirun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:  # noqa: ARG0
     step = plan.step
     names = sorted({*plan.env, "PYTHONPATH", "PYTHONUNBUFFERED", "PATH"})
     if plan.mpi in ("hydra", "intel"):
+        # Hydra starts its proxies by srun. Where Slurm's default is PMIx, MPICH would find the
+        # variables of two kinds of PMI and give up; and packed replicas would queue for steps.
+        yield from ("env", "SLURM_MPI_TYPE=none", "SLURM_OVERLAP=1")
         yield from ("mpiexec", "-n", step.tasks, "-ppn", step.tasks_per_node)
         yield from ("-genvlist", ",".join(names))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,9 +16,12 @@ from launcher.rundir import RunDir, publish
 from launcher.runner.identity import worker_name
 from launcher.runner.replica import ReplicaTask, engine_setup, run_replica
 
-__all__ = ["add_arguments", "main", "write_outcome"]
+__all__ = ["add_arguments", "failed_or_died", "main", "write_outcome"]
 
-EXIT_CODES = {"done": 0, "failed": 7, "resumable": 75}
+# How a step ends, and the exit code of its first rank. A step that *died* may do better when it is
+# started again, perhaps elsewhere; one that *failed* would only fail again.
+EXIT_CODES = {"done": 0, "died": 7, "failed": 7, "resumable": 75}
+_MAY_PASS = ("engine.died", "run.died", "run.rendezvous", "run.placement-mismatch", "gpu.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,17 +67,26 @@ def _attempt(task: ReplicaTask, work: Callable[[], bool]) -> tuple[str, list[Pro
     except HpcLlmError as exc:
         for problem in exc.problems:
             task.say(str(problem))
-        return "failed", list(exc.problems)
+        return failed_or_died(exc.problems), list(exc.problems)
     except Exception as exc:  # noqa: BLE001 - the outermost frame: recorded, and never swallowed
         traceback.print_exc()
         return "failed", [Problem("run.bug", f"{type(exc).__name__}: {exc}")]
+
+
+def failed_or_died(problems: Sequence[Problem]) -> str:
+    """The outcome of a step that ended for these reasons."""
+    return "died" if all(p.code.startswith(_MAY_PASS) for p in problems) else "failed"
 
 
 def write_outcome(
     run: RunDir, args: argparse.Namespace, outcome: str, problems: Sequence[Problem]
 ) -> None:
     """Publish how this step ended, once: an outcome that stands already is kept."""
-    details = {"replica": args.replica, "problems": [p.to_json() for p in problems]}
+    details = {
+        "replica": args.replica,
+        "host": socket.gethostname(),
+        "problems": [p.to_json() for p in problems],
+    }
     path = run.outcome_path(args.job, args.restart, args.replica, outcome)
     publish(path, json.dumps(details).encode())
 

@@ -17,7 +17,12 @@ from pathlib import Path
 from launcher.errors import HpcLlmError, Problem, RunError
 from launcher.plan.types import Plan
 from launcher.rundir import RunDir
-from launcher.runner.__main__ import EXIT_CODES, add_arguments, write_outcome
+from launcher.runner.__main__ import (
+    EXIT_CODES,
+    add_arguments,
+    failed_or_died,
+    write_outcome,
+)
 from launcher.runner.identity import RankIds, RankReport, find_rank, visible_gpus
 
 __all__ = ["main"]
@@ -38,13 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         environ = _environment(plan, args.replica, ids)
         command = [sys.executable, "-m", "launcher.runner", *_forwarded(args)]
         code, told = _supervise([*command, "--rank", str(rank)], environ)
-        # A later rank that was told to end says nothing: why is known elsewhere.
-        problems = [] if told and rank else _death(code, rank)
+        problems = _death(code, rank)
+        if told and problems:
+            # Ended before it could say so. A later rank says nothing: why is known elsewhere.
+            if rank == 0:
+                write_outcome(run, args, "resumable", ())
+            return EXIT_CODES["resumable"]
     except HpcLlmError as exc:
         code, problems = RunError.exit_code, list(exc.problems)
         print(exc, file=sys.stderr, flush=True)  # noqa: T201 - the step's log
     if problems:
-        write_outcome(run, args, "failed", problems)
+        write_outcome(run, args, failed_or_died(problems), problems)
     return code
 
 

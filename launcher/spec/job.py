@@ -108,7 +108,13 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is asked of the scheduler."""
+    """What is asked of the scheduler.
+
+    Attributes
+    ----------
+    at_once
+        Allocations that may run at the same time; all of them unless stated.
+    """
 
     partition: Text | None = None
     time: Seconds | None = None
@@ -116,6 +122,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     qos: Text | None = None
     reservation: Text | None = None
     gpus_per_node: Positive | None = None
+    at_once: Positive | None = None
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

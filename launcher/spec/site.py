@@ -44,6 +44,8 @@ class Scheduler(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes
     ----------
+    max_array_size
+        ``MaxArraySize`` of slurm.conf: indices of an array stay below it.
     reject
         Options this site refuses, such as ``--mem``; they are never emitted.
     restart
@@ -52,6 +54,7 @@ class Scheduler(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     type: Literal["slurm", "local"]
+    max_array_size: Positive | None = None
     reject: list[Annotated[str, Meta(pattern=r"^--[a-z-]+$")]] = []
     restart: Literal["requeue", "chain", "none"] = "none"
 

@@ -25,7 +25,7 @@ SITES = sorted((ROOT / "site_configs").glob("*.yaml"))
 JOB_SITES = {"quickstart": "local", "llama-405b": "dgx-h100"}
 
 FAMILIES = (
-    "cli|spec|plan|site|model|input|rundir|run|engine|gpu|slurm|local|output|template|explain"
+    "cli|spec|plan|site|model|input|rundir|run|engine|gpu|slurm|local|output|template|explain|scale"
 )
 CODE = re.compile(rf"({FAMILIES})\.[a-z][a-z-]*")
 ROW_CODE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")

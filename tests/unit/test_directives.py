@@ -97,6 +97,12 @@ def test_part_of_a_node_is_not_asked_for_alone() -> None:
     assert {"--exclusive", "--mem", "--array"}.isdisjoint(found)
 
 
+def test_an_array_may_be_held_to_a_number_of_tasks_at_once() -> None:
+    job = "resources: {at_once: 2}\n"
+    assert dict(asked(replicas=5, job=job))["--array"] == "0-4%2"
+    assert "--array" not in dict(asked(replicas=1, job=job))
+
+
 def test_packed_replicas_ask_for_the_tasks_of_all_of_them() -> None:
     assert dict(asked(cut=Cut(tp=2), replicas=4))["--ntasks-per-node"] == "8"
 

@@ -175,6 +175,19 @@ def test_more_nodes_than_the_partition_has_are_refused_with_what_would_fit() -> 
     assert resolved("parallelism: {tp: 8, pp: 2}\nreplicas: 2\n").plan.layout.replicas == 2
 
 
+def test_an_array_larger_than_the_site_takes_is_refused() -> None:
+    site = SITE.replace("{type: slurm}", "{type: slurm, max_array_size: 3}") + GPU
+    (problem,) = errors("parallelism: {tp: 8}\nreplicas: 4\n", site)
+    assert (problem.code, str(problem.where)) == ("plan.array-too-large", "job.yaml:7:11")
+    assert "at most 3" in str(problem.hint)
+    assert resolved("parallelism: {tp: 8}\nreplicas: 3\n", site).plan.layout.replicas == 3
+
+
+def test_a_node_can_be_left_out_only_where_there_are_more() -> None:
+    assert resolved("parallelism: {tp: 8}\nreplicas: 3\n").plan.spare_nodes
+    assert not resolved("parallelism: {tp: 8}\nreplicas: 4\n").plan.spare_nodes
+
+
 def test_a_replica_larger_than_the_partition_needs_a_smaller_cut() -> None:
     assert only("parallelism: {tp: 8, pp: 5}\n") == ("plan.too-few-nodes", "job.yaml:6:14")
 

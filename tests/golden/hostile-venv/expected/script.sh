@@ -101,14 +101,18 @@ for ((replica = first; replica < end; replica++)); do
 done
 
 # How a step ended is a file that its first rank wrote; its exit code may be the launcher's own.
-failed=0 resumable=0
+failed=0 died=0 resumable=0
 for ((replica = first; replica < end; replica++)); do
   await_step "${pids[replica - first]}"
   code=$?
   ended=jobs/$job.$restart.s$replica
   if [ -e "$ended.done" ]; then
     :
-  elif [ -e "$ended.resumable" ]; then
+  elif [ -e "$ended.died" ]; then # before resumable: its first rank may have left for it
+    died=1
+    sed -n 's/.*"host": "\([^"]*\)".*/\1/p' "$ended.died" >>control/suspects
+    echo "hpc-llm: replica $replica died; see logs/$job.s$replica.log" >&2
+  elif [ -e "$ended.resumable" ] && [ ! -e "$ended.failed" ]; then
     resumable=1
   else
     failed=1
@@ -119,5 +123,6 @@ done
 # Replicas are elastic: when the others finished the work, one failure is no failed run.
 [ ! -e DONE ] || exit 0
 [ "$failed" -eq 0 ] || exit 7
+[ "$died" -eq 0 ] || exit 7
 [ "$resumable" -eq 0 ] || exit 75
 exit 0

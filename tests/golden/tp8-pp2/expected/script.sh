@@ -102,14 +102,18 @@ for ((replica = first; replica < end; replica++)); do
 done
 
 # How a step ended is a file that its first rank wrote; its exit code may be the launcher's own.
-failed=0 resumable=0
+failed=0 died=0 resumable=0
 for ((replica = first; replica < end; replica++)); do
   await_step "${pids[replica - first]}"
   code=$?
   ended=jobs/$job.$restart.s$replica
   if [ -e "$ended.done" ]; then
     :
-  elif [ -e "$ended.resumable" ]; then
+  elif [ -e "$ended.died" ]; then # before resumable: its first rank may have left for it
+    died=1
+    sed -n 's/.*"host": "\([^"]*\)".*/\1/p' "$ended.died" >>control/suspects
+    echo "hpc-llm: replica $replica died; see logs/$job.s$replica.log" >&2
+  elif [ -e "$ended.resumable" ] && [ ! -e "$ended.failed" ]; then
     resumable=1
   else
     failed=1
@@ -121,14 +125,27 @@ done
 [ ! -e DONE ] || exit 0
 [ "$failed" -eq 0 ] || exit 7
 
-# What is left is for the next start of this job, as long as each start gets something done.
-if [ "$resumable" -eq 1 ] && [ "$restart" -lt 20 ] && [ ! -e control/STOP ]; then
-  if [ "$(find parts -name 'u*.jsonl' | wc -l)" -gt "$published" ]; then
-    trap '' TERM # the requeue ends this script with it, and the code below is not to be lost
-    scontrol requeue "$job" && sleep 60
+# What is left is for the next start of this job, as long as starts get something done: only the
+# first one may end with nothing published and be tried once more.
+again=0
+if [ "$((resumable + died))" -gt 0 ] && [ "$restart" -lt 20 ] && [ ! -e control/STOP ]; then
+  if [ "$(find parts -name 'u*.jsonl' | wc -l)" -gt "$published" ] || [ "$restart" -eq 0 ]; then
+    again=1
   else
     echo "hpc-llm: nothing was published in this start, so the job is not requeued" >&2
   fi
 fi
+if [ "$again" -eq 1 ]; then
+  trap '' TERM # the requeue ends this script with it, and what follows is not to be lost
+  if [ "$died" -eq 1 ]; then
+    # Another node than the one it died on; a running job's list cannot be changed.
+    scontrol requeuehold "$job" \
+      && scontrol update JobId="$job" ExcNodeList="$(sort -u control/suspects | paste -sd,)"
+    scontrol release "$job"
+    sleep 60
+  fi
+  scontrol requeue "$job" && sleep 60
+fi
+[ "$died" -eq 0 ] || exit 7
 [ "$resumable" -eq 0 ] || exit 75
 exit 0

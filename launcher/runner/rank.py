@@ -65,7 +65,8 @@ def _environment(plan: Plan, replica: int, ids: RankIds) -> dict[str, str]:
     environ = dict(os.environ)
     ranks = plan.layout.replica(replica)
     placement = ranks[ids.rank]
-    whole = plan.layout.allocation.whole_node
+    # A machine without a scheduler is the run's own.
+    whole = plan.layout.allocation.whole_node or plan.scheduler == "local"
     gpus = visible_gpus(ranks, placement.node, whole_node=whole, environ=environ)
     if gpus is not None:
         # Slurm numbers GPUs by PCI bus; CUDA's own default order is by speed.

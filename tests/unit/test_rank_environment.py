@@ -1,0 +1,34 @@
+"""What a rank's child gets of the node."""
+
+from __future__ import annotations
+
+import pytest
+from run_making import make_plan
+
+from launcher.errors import RunError
+from launcher.plan.layout import NodeShape, lay_out
+from launcher.plan.types import Cut
+from launcher.runner.identity import RankIds
+from launcher.runner.rank import _environment
+
+FIRST = RankIds(0, 1, 0)
+ONE_OF_TWO = lay_out(Cut(), 1, NodeShape(slots=2, slots_all=2, has_gpus=True))
+
+
+def test_a_machine_without_a_scheduler_is_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    plan = make_plan(scheduler="local", layout=ONE_OF_TWO)
+    assert _environment(plan, 0, FIRST)["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_part_of_a_slurm_node_is_not_taken_by_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    plan = make_plan(scheduler="slurm", layout=ONE_OF_TWO)
+    with pytest.raises(RunError) as caught:
+        _environment(plan, 0, FIRST)
+    assert [p.code for p in caught.value.problems] == ["gpu.visibility-unknown"]
+
+
+def test_the_rank_says_where_it_sits(capsys: pytest.CaptureFixture[str]) -> None:
+    _environment(make_plan(scheduler="local"), 0, FIRST)
+    assert capsys.readouterr().out.startswith('hpc-llm rank {"replica": 0, "rank": 0, ')

@@ -29,6 +29,7 @@ _Outcome = tuple[str, dict[str, Any]]
 RunState = Literal["ready", "queued", "running", "done", "cancelled", "stopped", "failed"]
 
 _STALE_S = 30.0
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +141,7 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
         left_s=_left_s(identity, published, workers, parts),
         workers=workers,
         jobs=_jobs(refs, states, scheduler),
-        problems=tuple(_problems(outcomes)),
+        problems=tuple(_problems(outcomes)) or _unstarted(run, state),
         max_bad_fraction=plan.max_bad_fraction,
     )
 
@@ -160,7 +161,14 @@ def wait(run: RunDir, scheduler: Scheduler, report: Callable[[RunStatus], None])
             report(now)
             if now.ended:
                 return now
-        time.sleep(scheduler.poll_s)
+        _sleep_unless_done(run, scheduler.poll_s)
+
+
+def _sleep_unless_done(run: RunDir, most_s: float) -> None:
+    """Wait before the scheduler is asked again; the end of the run needs no asking."""
+    deadline = time.monotonic() + most_s
+    while not run.done_path.exists() and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(left, _LOOK_S))
 
 
 def failure(found: RunStatus) -> HpcLlmError | None:
@@ -221,13 +229,29 @@ def _newest_outcomes(run: RunDir) -> list[_Outcome]:
 
     None when that job died before its first line: an older one's say nothing about it.
     """
-    newest = [entry["id"].partition("_")[0] for entry in run.jobs()][-1:]
+    _, starts = _newest_starts(run)
+    return [found for job, restart in starts.items() for found in run.outcomes(job, restart)]
+
+
+def _newest_starts(run: RunDir) -> tuple[str | None, dict[str, int]]:
+    """The newest job, and the number of the newest start of each of its tasks."""
+    newest = next((entry["id"].partition("_")[0] for entry in reversed(run.jobs())), None)
     starts: dict[str, int] = {}
     for entry in run.registrations():
         job, restart = entry["job"], entry["restart"]
-        if job.partition("_")[0] in newest:
+        if job.partition("_")[0] == newest:
             starts[job] = max(restart, starts.get(job, 0))
-    return [found for job, restart in starts.items() for found in run.outcomes(job, restart)]
+    return newest, starts
+
+
+def _unstarted(run: RunDir, state: RunState) -> tuple[Problem, ...]:
+    """What to say of a newest job that is over and never ran the first line of its script."""
+    newest, starts = _newest_starts(run)
+    if state != "failed" or starts:
+        return ()
+    message = f"job {newest} was over before the first line of its script"
+    hint = f"unless somebody cancelled it: make sure that the compute nodes see {run.path}"
+    return (Problem("run.died", message, hint=hint),)
 
 
 def _problems(outcomes: Iterable[_Outcome]) -> Iterable[Problem]:

@@ -190,13 +190,16 @@ class RunDir:
     def jobs(self) -> list[dict[str, Any]]:
         """Every job of this run: those submitted, and those started by hand, oldest first.
 
-        Each has at least ``id`` and ``process`` (None where only the scheduler knows it).
+        Each has at least ``id`` and ``process``: of what was started by hand in an allocation
+        that outlives it, or on a machine without a scheduler; else None.
         """
         found = {e["id"]: e for e in map(_read_json, (self.path / "jobs").glob("*.submitted"))}
+        submitted = set(found)
         for entry in self.registrations():
             id_ = entry["job"]
-            if id_ not in found and id_.partition("_")[0] not in found:
-                found[id_] = {"id": id_, "process": entry["process"], "submitted": entry["started"]}
+            if id_.partition("_")[0] not in submitted:  # of several starts the newest counts
+                process = None if entry.get("batch") else entry["process"]
+                found[id_] = {"id": id_, "process": process, "submitted": entry["started"]}
         return sorted(found.values(), key=lambda entry: (entry["submitted"], entry["id"]))
 
     def open_intents(self) -> Iterator[tuple[str, str]]:

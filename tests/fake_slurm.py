@@ -36,6 +36,12 @@ class FakeSlurm:
         changed = self.jobs | {name.removeprefix("j"): state for name, state in states.items()}
         (self.home / "jobs.json").write_text(json.dumps(changed))
 
+    def replace(self, old: str, **new: str) -> None:
+        """Put ``new`` jobs in place of ``old``: the tasks of an array that part."""
+        kept = {job: state for job, state in self.jobs.items() if job != old}
+        (self.home / "jobs.json").write_text(json.dumps(kept))
+        self.set(**new)
+
     def forget(self) -> None:
         """Lose every job, as a controller does some minutes after their end."""
         (self.home / "jobs.json").write_text("{}")

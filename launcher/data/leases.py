@@ -88,7 +88,7 @@ class Leases:
 
     def _dead(self, owner: str) -> bool:
         counter, over = self._heartbeat(owner)
-        if over:
+        if over or _earlier_start(owner, self.worker):
             return True
         last, since = self._seen.get(owner, (None, 0.0))
         if last != counter:
@@ -104,3 +104,14 @@ class Leases:
             return int(state["counter"]), over
         except (OSError, ValueError, KeyError, TypeError):
             return -1, False  # unreadable is not dead: the counter's clock decides
+
+
+def _earlier_start(owner: str, worker: str) -> bool:
+    """Whether ``owner`` worked in an earlier start of the job that ``worker`` works in.
+
+    A job that was requeued, perhaps because its node died, has ended there; names begin with
+    the job and how often it was requeued (`launcher.runner.identity.worker_name`).
+    """
+    theirs, ours = owner.split("."), worker.split(".")
+    numbered = len(theirs) == len(ours) > 2 and theirs[1].isdigit() and ours[1].isdigit()  # noqa: PLR2004 - job, restart and more
+    return numbered and theirs[0] == ours[0] and int(theirs[1]) < int(ours[1])

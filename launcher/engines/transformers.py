@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
@@ -131,12 +131,14 @@ class TransformersEngine:
         try:
             model = load(self._setup, self._options)
         except Exception as exc:  # noqa: BLE001 - handed to `start`, which raises it
-            started.set_exception(exc)
+            with suppress(InvalidStateError):  # as below
+                started.set_exception(exc)
             return
         with self._changed:
             if not self._closing:
                 self._gone = None
-        started.set_result(model.capabilities)
+        with suppress(InvalidStateError):  # nobody waits any more: told to leave while it loaded
+            started.set_result(model.capabilities)
         try:
             while cohort := self._next_cohort(model):
                 model.generate(cohort, self._count)

@@ -21,7 +21,7 @@ __all__ = ["add_arguments", "failed_or_died", "main", "write_outcome"]
 # How a step ends, and the exit code of its first rank. A step that *died* may do better when it is
 # started again, perhaps elsewhere; one that *failed* would only fail again.
 EXIT_CODES = {"done": 0, "died": 7, "failed": 7, "resumable": 75}
-_MAY_PASS = ("engine.died", "run.died", "run.rendezvous", "run.placement-mismatch", "gpu.")
+_MAY_PASS = ("engine.died", "run.died", "run.rendezvous", "gpu.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.rank > 0:
         outcome, problems = _attempt(task, lambda: _follow(task, args.rank))
+        if problems:
+            write_outcome(task.run, args, outcome, problems)
         return EXIT_CODES[outcome]
     outcome, problems = _attempt(task, lambda: run_replica(task))
     task.say(outcome)

@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = [sys.executable, "-m", "launcher.runner", *_forwarded(args)]
         code, told = _supervise([*command, "--rank", str(rank)], environ)
         problems = _death(code, rank)
-        if told and problems:
+        # Slurm's TERM reaches the child too, perhaps before this process has noted its own.
+        if problems and (told or code == -signal.SIGTERM):
             # Ended before it could say so. A later rank says nothing: why is known elsewhere.
             if rank == 0:
                 write_outcome(run, args, "resumable", ())
@@ -80,7 +81,9 @@ def _environment(plan: Plan, replica: int, ids: RankIds) -> dict[str, str]:
         gpus=gpus,
         cpus=len(os.sched_getaffinity(0)),
     )
-    print(report.line(), flush=True)  # noqa: T201 - the step's log
+    # One write: unbuffered, print would make two, which launchers tear apart.
+    sys.stdout.write(report.line() + "\n")
+    sys.stdout.flush()
     return environ
 
 

@@ -78,12 +78,14 @@ class Scheduler(Protocol):
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` without what a surrounding job or MPI left in it.
+    """``environ`` without what a surrounding job or MPI left in it, and without taste.
 
     sbatch reads ``SBATCH_*`` and ``SLURM_*`` as options, so that a submission from inside a
-    job would inherit that job's shape.
+    job would inherit that job's shape. With ``SQUEUE_STATES=RUNNING`` in a user's profile squeue
+    hides jobs that wait, with ``SCANCEL_INTERACTIVE`` scancel asks back (their manual pages).
     """
-    foreign = ("SLURM_", "SBATCH_", "SRUN_", "PMI", "OMPI_", "HPC_LLM_LOCAL_")
+    slurms = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_")
+    foreign = (*slurms, "PMI", "OMPI_", "HPC_LLM_LOCAL_")
     # Where the controller is, and who may talk to it, is the user's and not that job's.
     kept = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}
     return {k: v for k, v in environ.items() if k in kept or not k.startswith(foreign)}

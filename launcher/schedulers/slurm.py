@@ -90,9 +90,10 @@ class SlurmScheduler:
         return JobRef(id=str(job))
 
     def find(self, name: str) -> JobRef | None:
-        """By squeue, then by sacct: without accounting a job that is over is not found."""
+        """By squeue, then by sacct: without accounting what squeue has forgotten is not found."""
         # %F is the id of the whole array.
-        found = self._run("squeue", "--noheader", "--all", "--format=%F", f"--name={name}").split()
+        asked = ("--noheader", "--all", "--states=all", "--format=%F")
+        found = self._run("squeue", *asked, f"--name={name}").split()
         if not found:
             found = [job for job, _ in self._accounted(f"--name={name}", "--starttime=now-7days")]
         return JobRef(id=found[0].partition("_")[0]) if found else None
@@ -107,14 +108,20 @@ class SlurmScheduler:
         for job in jobs:
             reason = next((reason for id_, _, reason in rows if _names(job.id, id_)), None)
             if reason is not None:
-                found[job.id] = REASONS.get(reason, reason)
+                # Some are followed by what they are about: "ReqNodeNotAvail, Unavailable…".
+                found[job.id] = REASONS.get(reason.partition(",")[0], reason)
         return found
 
     def states(self, jobs: Sequence[JobRef]) -> Mapping[str, JobState]:
-        """One state a job; of an array the liveliest of its tasks."""
-        ids = [job.id for job in jobs]
+        """One state a job; of an array the liveliest of its tasks.
+
+        A script that was started by hand is over with its process, if its allocation is or not.
+        """
+        over = {job.id for job in jobs if job.process is not None and job.process.gone()}
+        ids = [job.id for job in jobs if job.id not in over]
         rows = list(self._rows(ids))
-        return {id_: _liveliest([s for job, s in rows if _names(id_, job)]) for id_ in ids}
+        found = {id_: _liveliest([s for job, s in rows if _names(id_, job)]) for id_ in ids}
+        return found | dict.fromkeys(over, JobState.ENDED)
 
     def cancel(self, jobs: Sequence[JobRef]) -> None:
         if not jobs:
@@ -126,13 +133,17 @@ class SlurmScheduler:
                 raise
 
     def _rows(self, ids: Sequence[str]) -> Iterator[tuple[str, JobState]]:
-        """Squeue first: it knows queued and running jobs even where there is no accounting."""
+        """Squeue first: it needs no accounting, which can be half a minute behind besides.
+
+        Jobs that are over it knows for ``MinJobAge``, five minutes by default (slurm.conf(5)).
+        """
         if not ids:
             return
-        queue = _pairs(self._run("squeue", "--noheader", "--all", "--format=%i|%T", "--me"))
-        live = [(job, state) for job, state in queue if any(_names(id_, job) for id_ in ids)]
-        yield from live
-        missing = [id_ for id_ in ids if not any(_names(id_, job) for job, _ in live)]
+        asked = ("--noheader", "--all", "--states=all", "--format=%i|%T", "--me")
+        queue = _pairs(self._run("squeue", *asked))
+        known = [(job, state) for job, state in queue if any(_names(id_, job) for id_ in ids)]
+        yield from known
+        missing = [id_ for id_ in ids if not any(_names(id_, job) for job, _ in known)]
         if missing:
             yield from self._ended(missing)
 
@@ -158,6 +169,7 @@ class SlurmScheduler:
         try:
             done = subprocess.run(
                 argv,
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 timeout=self._timeout_s,

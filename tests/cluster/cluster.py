@@ -80,6 +80,7 @@ class Cluster:
         self.profile = profile
         self.root = root
         self.conf = root / "etc" / "slurm.conf"
+        self._daemons: list[subprocess.Popen[bytes]] = []
 
     def environment(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         """``environ`` for a login shell of this cluster."""
@@ -120,6 +121,8 @@ class Cluster:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
+        while self._daemons:
+            self._daemons.pop().wait()
         for i, node in enumerate(NODES):
             _run("ip", "netns", "del", node, check=False)
             _run(
@@ -180,7 +183,7 @@ class Cluster:
     def _spawn(self, name: str, *command: str) -> None:
         environ = self.environment({"PATH": os.environ["PATH"], "HPC_LLM_CLUSTER": str(self.root)})
         with (self.root / "log" / f"{name}.out").open("ab") as log:
-            subprocess.Popen(
+            daemon = subprocess.Popen(
                 command,
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -188,6 +191,7 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._daemons.append(daemon)
 
     def _processes(self) -> Iterator[int]:
         """What was started by `_spawn`, and its children: all carry the cluster's mark."""
@@ -252,6 +256,8 @@ class Cluster:
             f"SlurmctldLogFile={root}/log/slurmctld.log\nSlurmdLogFile={root}/log/slurmd-%n.log\n"
             "SelectType=select/cons_tres\nSelectTypeParameters=CR_Core_Memory\n"
             "MpiDefault=pmix\nGresTypes=gpu\nReturnToService=2\nSlurmdParameters=config_overrides\n"
+            # Or a job of a part of a node would have all of its memory.
+            "DefMemPerCPU=100\n"
             "SlurmdTimeout=30\nKillWait=5\nMessageTimeout=10\nMaxArraySize=101\n"
             "SchedulerParameters=sched_interval=2,bf_interval=2\n"
             f"{plugins}{accounting}"

@@ -31,7 +31,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def shared(cluster: Cluster, request: pytest.FixtureRequest) -> Path:
     """A directory of this test that every node sees."""
-    name = "".join(c if c.isalnum() else "-" for c in request.node.name)[:60]
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name)[-60:].strip("-")
     path = cluster.root / "shared" / f"{name}-{os.getpid()}"
     path.mkdir(parents=True)
     return path

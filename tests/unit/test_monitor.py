@@ -152,3 +152,12 @@ def test_a_run_is_done_only_with_all_of_its_rows_counted(run: RunDir) -> None:
     assert (found.state, found.ended) == ("running", False)
     found = status(run, told({"1": JobState.RUNNING}))
     assert (found.state, found.rows_ok, found.units_done) == ("done", 1, found.units_total)
+
+
+def test_a_job_that_never_began_points_at_what_its_nodes_see(run: RunDir) -> None:
+    submitted(run, "11", at=1.0)
+    failed = failure(status(run, told({"11": JobState.FAILED})))
+    assert failed is not None
+    [problem] = failed.problems
+    assert "job 11 was over before the first line" in problem.message
+    assert str(run.path) in (problem.hint or "")

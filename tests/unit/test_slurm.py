@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_slurm import FakeSlurm
 
 from launcher.errors import SchedulerError
+from launcher.process import ProcessIds
 from launcher.schedulers.base import JobRef, JobState, clean_environment
-from launcher.schedulers.slurm import STATES, SlurmScheduler
+from launcher.schedulers.slurm import REASONS, STATES, SlurmScheduler
 
 
 @pytest.fixture
@@ -220,3 +223,32 @@ def test_what_says_where_the_cluster_is_reaches_its_commands() -> None:
     """slurm.conf(5): sites outside /etc/slurm set SLURM_CONF; auth/jwt reads SLURM_JWT."""
     kept = {"SLURM_CONF": "/opt/slurm/etc/slurm.conf", "SLURM_JWT": "token"}
     assert clean_environment(kept | {"SLURM_JOBID": "1"}) == kept
+
+
+def test_a_reason_that_names_nodes_is_said_in_words_all_the_same(
+    slurm: FakeSlurm, script: Path
+) -> None:
+    job = SlurmScheduler().submit(script, "t.1")
+    (slurm.home / f"reason.{job.id}").write_text("ReqNodeNotAvail, UnavailableNodes:node04")
+    reasons = SlurmScheduler().reasons([job])
+    assert reasons == {job.id: REASONS["ReqNodeNotAvail"]}
+
+
+def test_a_script_by_hand_is_over_with_its_process_though_its_allocation_is_not(
+    slurm: FakeSlurm,
+) -> None:
+    slurm.set(j7="RUNNING", j8="RUNNING")
+    own = ProcessIds.of(os.getpid())
+    jobs = [JobRef(id="7", process=own), JobRef(id="8", process=replace(own, start_ticks=1))]
+    assert SlurmScheduler().states(jobs) == {"7": JobState.RUNNING, "8": JobState.ENDED}
+
+
+def test_a_users_taste_reaches_no_command(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SQUEUE_STATES", "SACCT_FORMAT", "SCANCEL_INTERACTIVE"):
+        monkeypatch.setenv(name, "RUNNING")
+    state("7")
+    calls = [*slurm.calls("squeue"), *slurm.calls("sacct")]
+    assert len(calls) == 2
+    assert not [n for c in calls for n in c["environ"] if n.startswith(("SQUEUE", "SACCT", "SCAN"))]

@@ -29,13 +29,16 @@ restart=${SLURM_RESTART_COUNT:-0}
 # Inside one allocation the script may be started again by hand: each start has its own number.
 while [ -e "jobs/$job.$restart.json" ]; do restart=$((restart + 1)); done
 unset HPC_LLM_LOCAL_JOB
+# An allocation that somebody works in by hand goes on when this script is over.
+batch=false
+[ "${ENVIRONMENT:-}" != BATCH ] || batch=true # slurmstepd sets it, src/common/env.c
 
 stat=$(<"/proc/$$/stat")
 # shellcheck disable=SC2086 # the fields of stat are to be split
 set -- ${stat##*) }
 entry=jobs/.$job.$restart.$$.tmp
-printf '{"job": "%s", "restart": %d, "plan": "%s", "started": %s, "process": {"host": "%s", "boot_id": "%s", "pid_namespace": "%s", "pid": %d, "start_ticks": %d}}\n' \
-  "$job" "$restart" "$plan" "$(date +%s.%N)" "$(</proc/sys/kernel/hostname)" \
+printf '{"job": "%s", "restart": %d, "plan": "%s", "batch": %s, "started": %s, "process": {"host": "%s", "boot_id": "%s", "pid_namespace": "%s", "pid": %d, "start_ticks": %d}}\n' \
+  "$job" "$restart" "$plan" "$batch" "$(date +%s.%N)" "$(</proc/sys/kernel/hostname)" \
   "$(</proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/pid)" "$$" "${20}" >"$entry" \
   && ln "$entry" "jobs/$job.$restart.json"
 rm -f "$entry"
@@ -91,11 +94,12 @@ first=$((${SLURM_ARRAY_TASK_ID:-0} * per_allocation))
 end=$((first + per_allocation < replicas ? first + per_allocation : replicas))
 
 published=$(find parts -name 'u*.jsonl' | wc -l)
+warned=0 told=0
 pids=()
 # srun started with a signal ignored does not hand it on; Slurm signals the tasks themselves, and
 # without --batch not this script.
-trap 'signalled=1; scancel --signal=USR1 "$job"' USR1
-trap 'signalled=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+trap 'signalled=1 warned=1; scancel --signal=USR1 "$job"' USR1
+trap 'signalled=1 told=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((replica = first; replica < end; replica++)); do
   start_step "$replica" &
   pids+=("$!")
@@ -128,7 +132,9 @@ done
 # What is left is for the next start of this job, as long as starts get something done: only the
 # first one may end with nothing published and be tried once more.
 again=0
-if [ "$((resumable + died))" -gt 0 ] && [ "$restart" -lt 20 ] && [ ! -e control/STOP ]; then
+if [ "$batch" = false ] || [ "$warned" -lt "$told" ]; then
+  : # Slurm requeues batch jobs only, and what was scancelled without a warning is to stay so
+elif [ "$((resumable + died))" -gt 0 ] && [ "$restart" -lt 20 ] && [ ! -e control/STOP ]; then
   if [ "$(find parts -name 'u*.jsonl' | wc -l)" -gt "$published" ] || [ "$restart" -eq 0 ]; then
     again=1
   else
@@ -137,10 +143,9 @@ if [ "$((resumable + died))" -gt 0 ] && [ "$restart" -lt 20 ] && [ ! -e control/
 fi
 if [ "$again" -eq 1 ]; then
   trap '' TERM # the requeue ends this script with it, and what follows is not to be lost
-  if [ "$died" -eq 1 ]; then
-    # Another node than the one it died on; a running job's list cannot be changed.
-    scontrol requeuehold "$job" \
-      && scontrol update JobId="$job" ExcNodeList="$(sort -u control/suspects | paste -sd,)"
+  # Another node than the one it died on; a running job's list cannot be changed.
+  if [ "$died" -eq 1 ] && scontrol requeuehold "$job"; then
+    scontrol update JobId="$job" ExcNodeList="$(sort -u control/suspects | paste -sd,)"
     scontrol release "$job"
     sleep 60
   fi

@@ -30,13 +30,16 @@ restart=${SLURM_RESTART_COUNT:-0}
 # Inside one allocation the script may be started again by hand: each start has its own number.
 while [ -e "jobs/$job.$restart.json" ]; do restart=$((restart + 1)); done
 unset HPC_LLM_LOCAL_JOB
+# An allocation that somebody works in by hand goes on when this script is over.
+batch=false
+[ "${ENVIRONMENT:-}" != BATCH ] || batch=true # slurmstepd sets it, src/common/env.c
 
 stat=$(<"/proc/$$/stat")
 # shellcheck disable=SC2086 # the fields of stat are to be split
 set -- ${stat##*) }
 entry=jobs/.$job.$restart.$$.tmp
-printf '{"job": "%s", "restart": %d, "plan": "%s", "started": %s, "process": {"host": "%s", "boot_id": "%s", "pid_namespace": "%s", "pid": %d, "start_ticks": %d}}\n' \
-  "$job" "$restart" "$plan" "$(date +%s.%N)" "$(</proc/sys/kernel/hostname)" \
+printf '{"job": "%s", "restart": %d, "plan": "%s", "batch": %s, "started": %s, "process": {"host": "%s", "boot_id": "%s", "pid_namespace": "%s", "pid": %d, "start_ticks": %d}}\n' \
+  "$job" "$restart" "$plan" "$batch" "$(date +%s.%N)" "$(</proc/sys/kernel/hostname)" \
   "$(</proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/pid)" "$$" "${20}" >"$entry" \
   && ln "$entry" "jobs/$job.$restart.json"
 rm -f "$entry"

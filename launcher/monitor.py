@@ -114,7 +114,8 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
     refs = [JobRef.from_json(entry) for entry in run.jobs()]
     states = scheduler.states(refs)
     # After the scheduler was asked: a job that is over has published all it ever will.
-    outcomes = _newest_outcomes(run)
+    newest, starts = _newest_starts(run)
+    outcomes = [found for job, start in starts.items() for found in run.outcomes(job, start)]
     state = _state(run, states, outcomes)
     # After DONE was looked for: a run that is done has all of its parts.
     published = run.published_units()
@@ -122,8 +123,6 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
     counts = _part_counts(run, published, parts)
     live = any(state.live for state in states.values())
     workers = _workers(run) if live and state != "done" else ()
-    sizes = [grid.span(identity.grid, unit) for unit in published]
-    bytes_done = sum(end - start for start, end in sizes)
     return RunStatus(
         name=identity.name,
         path=str(run.path),
@@ -133,7 +132,7 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
         rows_open=_open_rows(workers, parts),
         units_done=len(published),
         units_total=grid.count(identity.grid),
-        bytes_done=bytes_done,
+        bytes_done=_bytes(identity, published),
         bytes_total=identity.grid.total_bytes,
         prompt_tokens=sum(c["prompt_tokens"] for c in counts),
         completion_tokens=sum(c["completion_tokens"] for c in counts),
@@ -141,7 +140,7 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
         left_s=_left_s(identity, published, workers, parts),
         workers=workers,
         jobs=_jobs(refs, states, scheduler),
-        problems=tuple(_problems(outcomes)) or _unstarted(run, state),
+        problems=tuple(_problems(outcomes)) or _unstarted(run, state, newest, starts),
         max_bad_fraction=plan.max_bad_fraction,
     )
 
@@ -224,17 +223,11 @@ def _jobs(
     )
 
 
-def _newest_outcomes(run: RunDir) -> list[_Outcome]:
-    """Outcomes of the newest start of the newest job (all tasks, if it is an array).
-
-    None when that job died before its first line: an older one's say nothing about it.
-    """
-    _, starts = _newest_starts(run)
-    return [found for job, restart in starts.items() for found in run.outcomes(job, restart)]
-
-
 def _newest_starts(run: RunDir) -> tuple[str | None, dict[str, int]]:
-    """The newest job, and the number of the newest start of each of its tasks."""
+    """The newest job, and the number of the newest start of each of its tasks.
+
+    No start when it died before its first line: what an older job left says nothing about it.
+    """
     newest = next((entry["id"].partition("_")[0] for entry in reversed(run.jobs())), None)
     starts: dict[str, int] = {}
     for entry in run.registrations():
@@ -244,9 +237,10 @@ def _newest_starts(run: RunDir) -> tuple[str | None, dict[str, int]]:
     return newest, starts
 
 
-def _unstarted(run: RunDir, state: RunState) -> tuple[Problem, ...]:
+def _unstarted(
+    run: RunDir, state: RunState, newest: str | None, starts: Mapping[str, int]
+) -> tuple[Problem, ...]:
     """What to say of a newest job that is over and never ran the first line of its script."""
-    newest, starts = _newest_starts(run)
     if state != "failed" or starts:
         return ()
     message = f"job {newest} was over before the first line of its script"
@@ -303,6 +297,12 @@ def _open_rows(workers: Iterable[dict[str, Any]], parts: Iterable[dict[str, Any]
     return max(0, sum(answered.values()) - sum(int(p["ok"]) + int(p["error"]) for p in own))
 
 
+def _bytes(identity: RunIdentity, units: Iterable[int]) -> int:
+    """Bytes of input that ``units`` span."""
+    spans = (grid.span(identity.grid, unit) for unit in units)
+    return sum(end - start for start, end in spans)
+
+
 def _left_s(
     identity: RunIdentity,
     published: set[int],
@@ -312,12 +312,8 @@ def _left_s(
     """Time left, from the bytes published since the live workers began to answer."""
     begun = {w["worker"]: w["running_since"] for w in workers if w["running_since"]}
     own = {part["unit"] for part in parts if part["worker"] in begun}
-
-    def size(units: Iterable[int]) -> int:
-        return sum(end - start for start, end in (grid.span(identity.grid, u) for u in units))
-
-    fresh = size(own & published)
+    fresh = _bytes(identity, own & published)
     if not begun or not fresh:
         return None
-    missing = identity.grid.total_bytes - size(published)
+    missing = identity.grid.total_bytes - _bytes(identity, published)
     return missing / fresh * (time.time() - float(min(begun.values())))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from launcher import runs
 from launcher.errors import PlanError, Problem, SchedulerError
@@ -90,7 +88,8 @@ def scale(run: RunDir, replicas: int) -> Submission:
     plan = run.newest_plan()
     scheduler = scheduler_for(plan.scheduler)
     live = _live(run, scheduler)
-    running = sum(entry.get("replicas", 1) for entry in run.jobs() if _is_of(entry, live))
+    ids = {job.id for job in live}
+    running = sum(entry.get("replicas", 1) for entry in run.jobs() if entry["id"] in ids)
     if running >= replicas:
         message = f"{running} replicas are queued or running already"
         hint = f"ask for more than {running}; to have fewer, scancel one of their jobs"
@@ -103,10 +102,6 @@ def scale(run: RunDir, replicas: int) -> Submission:
     )
     _write(dataclasses.replace(prepared, run=run, identity=run.identity()))
     return _start(run, scheduler)
-
-
-def _is_of(entry: dict[str, Any], jobs: Sequence[JobRef]) -> bool:
-    return any(entry["id"] == job.id for job in jobs)
 
 
 def cancel(run: RunDir) -> list[str]:
@@ -213,12 +208,13 @@ def _write(prepared: Prepared) -> list[str]:
 
 def _publish_plan(prepared: Prepared) -> dict[str, bytes]:
     """The files under the first plan number that nobody else takes at the same moment."""
-    for number in itertools.count(int(next_plan_number(prepared.run))):
+    number = int(next_plan_number(prepared.run))
+    while True:
         plan_number = f"{number:04}"
         files = run_directory_files(prepared, plan_number=plan_number)
         if publish(prepared.run.plan_path(plan_number), files[f"plans/{plan_number}.json"]):
             return files
-    raise AssertionError  # pragma: no cover - there is always a next number
+        number += 1
 
 
 def _unwritable(run: RunDir, exc: OSError) -> Problem:

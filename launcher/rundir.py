@@ -136,6 +136,14 @@ class RunDir:
         for name in SUBDIRECTORIES:
             (self.path / name).mkdir(parents=True, exist_ok=True)
 
+    def reopen(self) -> None:
+        """Take back what ended the run. Parts decide: one that was deleted is made again."""
+        self.stop_path.unlink(missing_ok=True)
+        self.done_path.unlink(missing_ok=True)
+        for name in ("given-up", "idle"):  # notes of the batch script
+            for path in (self.path / "control").glob(f"{name}.*"):
+                path.unlink()
+
     @property
     def identity_path(self) -> Path:
         return self.path / "run.json"
@@ -202,13 +210,13 @@ class RunDir:
                 found[id_] = {"id": id_, "process": process, "submitted": entry["started"]}
         return sorted(found.values(), key=lambda entry: (entry["submitted"], entry["id"]))
 
-    def open_intents(self) -> Iterator[tuple[str, str]]:
-        """``(nonce, job name)`` of each submission whose job was not noted."""
+    def open_intents(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """``(nonce, intent)`` of each submission whose job was not noted."""
         directory = self.path / "jobs"
         noted = {_read_json(path).get("nonce") for path in directory.glob("*.submitted")}
         for path in sorted(directory.glob("*.intent")):
             if path.stem not in noted:
-                yield path.stem, str(_read_json(path)["name"])
+                yield path.stem, _read_json(path)
 
     def registrations(self) -> list[dict[str, Any]]:
         """What each start of a job has written about itself, oldest first."""

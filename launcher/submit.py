@@ -39,6 +39,7 @@ class Submission:
     run: RunDir
     how: Literal["submitted", "attached", "done"]
     job: JobRef | None = None
+    warnings: tuple[Problem, ...] = ()
 
 
 def submit(prepared: Prepared) -> Submission:
@@ -89,7 +90,8 @@ def scale(run: RunDir, replicas: int) -> Submission:
     scheduler = scheduler_for(plan.scheduler)
     live = _live(run, scheduler)
     ids = {job.id for job in live}
-    running = sum(entry.get("replicas", 1) for entry in run.jobs() if entry["id"] in ids)
+    chains = {e.get("chain", e["id"]): e.get("replicas", 1) for e in run.jobs() if e["id"] in ids}
+    running = sum(chains.values())
     if running >= replicas:
         message = f"{running} replicas are queued or running already"
         hint = f"ask for more than {running}; to have fewer, scancel one of their jobs"
@@ -242,15 +244,16 @@ def _live(run: RunDir, scheduler: Scheduler) -> list[JobRef]:
 
 def _recover(run: RunDir, scheduler: Scheduler) -> None:
     """Note the jobs of submissions that were ended before they could: each has its own name."""
-    for nonce, name in run.open_intents():
-        if (job := scheduler.find(name)) is not None:
-            _note(run, job, nonce)
+    for nonce, intent in run.open_intents():
+        if (job := scheduler.find(intent["name"])) is not None:
+            _note(run, job, nonce, intent.get("chain", nonce))
 
 
-def _note(run: RunDir, job: JobRef, nonce: str) -> None:
+def _note(run: RunDir, job: JobRef, nonce: str, chain: str) -> None:
     entry = {
         **job.to_json(),
         "nonce": nonce,
+        "chain": chain,
         "replicas": run.newest_plan().layout.replicas,
         "submitted": time.time(),
     }
@@ -258,18 +261,37 @@ def _note(run: RunDir, job: JobRef, nonce: str) -> None:
 
 
 def _start(run: RunDir, scheduler: Scheduler) -> Submission:
-    run.stop_path.unlink(missing_ok=True)
-    run.done_path.unlink(missing_ok=True)  # parts decide: one that was deleted is made again
-    nonce = secrets.token_hex(4)
-    name = f"{run.identity().name}.{nonce}"
-    publish(run.path / "jobs" / f"{nonce}.intent", json.dumps({"name": name}).encode())
+    """Submit the newest plan's job; where jobs do not restart, with its successors behind it."""
+    run.reopen()
+    plan = run.newest_plan()
+    chain = secrets.token_hex(4)
+    first = last = _submit(run, scheduler, chain)
+    warnings: list[Problem] = []
     try:
-        job = scheduler.submit(run.path / "script.sh", name)
+        for _ in range(1, plan.attempts if plan.restart == "chain" else 1):
+            last = _submit(run, scheduler, chain, after=last)
+    except SchedulerError as exc:  # a shorter chain works as well
+        warnings = [dataclasses.replace(p, severity="warning") for p in _told(exc)]
+    return Submission(run=run, how="submitted", job=first, warnings=tuple(warnings))
+
+
+def _submit(run: RunDir, scheduler: Scheduler, chain: str, after: JobRef | None = None) -> JobRef:
+    nonce = secrets.token_hex(4)
+    intent = {"name": f"{run.identity().name}.{nonce}", "chain": chain}
+    publish(run.path / "jobs" / f"{nonce}.intent", json.dumps(intent).encode())
+    try:
+        job = scheduler.submit(run.path / "script.sh", intent["name"], after=after)
     except SchedulerError as exc:
+        if after is not None:
+            raise
         message = f"{run.path} is written and no job of it was started"
         hint = "submit again, or resume it, once that is put right"
         kept = Problem("rundir.kept", message, hint=hint, severity="warning")
-        told = [dataclasses.replace(p, hint=p.hint or cause_of(p.message)) for p in exc.problems]
-        raise SchedulerError([*told, kept], transient=exc.transient) from exc
-    _note(run, job, nonce)
-    return Submission(run=run, how="submitted", job=job)
+        raise SchedulerError([*_told(exc), kept], transient=exc.transient) from exc
+    _note(run, job, nonce, chain)
+    return job
+
+
+def _told(exc: SchedulerError) -> list[Problem]:
+    """What a scheduler said, with the remedy where its words are known."""
+    return [dataclasses.replace(p, hint=p.hint or cause_of(p.message)) for p in exc.problems]

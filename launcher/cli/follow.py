@@ -26,6 +26,7 @@ PLAIN_EVERY_S = 5.0
 def started(submission: Submission, *, waiting: bool, warnings: Sequence[Problem] = ()) -> Answer:
     """The answer to ``submit`` and ``resume``: at once, or when the run has ended."""
     run, job = submission.run, submission.job
+    warnings = (*warnings, *submission.warnings)
     lines = {
         "submitted": f"job {job.id if job else ''} is submitted",
         "attached": f"job {job.id if job else ''} of this run is live already: nothing submitted",

@@ -73,6 +73,10 @@ class Resolution:
     decisions: tuple[Decision, ...]
 
 
+# A chain is queued whole, and sites bound how many jobs one user may have queued.
+_ATTEMPTS: Mapping[str, int] = {"requeue": 20, "chain": 4, "none": 1}
+
+
 @dataclass
 class _Resolver:
     """Collects problems and decisions while a plan is put together."""
@@ -394,7 +398,10 @@ def _time(r: _Resolver, partition: Partition, name: str) -> int | None:
 def _plan(
     r: _Resolver, name: str, layout: Layout, step: Step, runtime: WorkRuntime, time_s: int | None
 ) -> Plan:
-    for key in ("warn_before", "attempts", "max_bad_fraction"):
+    restart = r.site.scheduler.restart
+    attempts = r.job.limits.attempts or _ATTEMPTS[restart]
+    r.from_job("limits.attempts", attempts)
+    for key in ("warn_before", "max_bad_fraction"):
         r.from_job(f"limits.{key}", getattr(r.job.limits, key))
     gpus = r.site.partitions[name].gpus
     directives = (
@@ -414,9 +421,9 @@ def _plan(
         forced_binding=gpus is not None and gpus.forced_binding,
         runtime=runtime,
         directives=directives,
-        restart=r.site.scheduler.restart,
+        restart=restart,
         warn_before_s=int(r.job.limits.warn_before),
-        attempts=r.job.limits.attempts,
+        attempts=attempts,
         max_bad_fraction=r.job.limits.max_bad_fraction,
         spare_nodes=_has_spare_nodes(r.site.partitions[name], layout),
         origin=r.facts.origin,

@@ -56,6 +56,7 @@ def render_job(
         "step_words": Raw(words),
         "launcher": plan.launcher,
         "requeues": plan.attempts if plan.restart == "requeue" else None,
+        "chained": plan.restart == "chain",
         "spare_nodes": plan.spare_nodes,
         "replicas": plan.layout.replicas,
         "replicas_per_allocation": allocation.replicas,

@@ -144,9 +144,6 @@ class Dispatcher:
     async def _next(self) -> int | None:
         """The next unit; waits while others still work on the last ones and might die."""
         while not self._leaving:
-            if await asyncio.to_thread(self.run.stop_path.exists):  # cancelled out of reach
-                self.leave()
-                break
             unit = await asyncio.to_thread(self.claim)
             if unit is not None:
                 return unit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import time
@@ -127,22 +128,36 @@ def _nothing_to_claim(task: ReplicaTask, identity: RunIdentity) -> bool:
 
 
 async def _until_told_to_leave(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher) -> bool:
-    """Answer until the end; on SIGUSR1 let what is in flight end, on SIGTERM do not."""
+    """Answer until the end; on SIGUSR1 let what is in flight end, on SIGTERM or STOP do not."""
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(_answer(task, plan, dispatcher))
+    least_s = math.inf
 
     def leave(patience_s: float) -> None:
+        nonlocal least_s
+        if patience_s >= least_s:  # a launcher hands on what Slurm has told this process already
+            return
+        least_s = patience_s
         task.say(f"leaving: what is in flight has {patience_s:.0f} s to end")
         starting = dispatcher.phase == "starting"
         dispatcher.leave()
         loop.call_later(0.0 if starting else patience_s, work.cancel)
 
+    async def watch_stop() -> None:
+        """A run can be cancelled from where no signal gets to this process."""
+        while not await asyncio.to_thread(task.run.stop_path.exists):  # noqa: ASYNC110 - a file
+            await asyncio.sleep(BEAT_S)
+        leave(0.0)
+
     loop.add_signal_handler(signal.SIGUSR1, leave, max(0.0, plan.warn_before_s - CLOSING_S))
     loop.add_signal_handler(signal.SIGTERM, leave, 0.0)
+    watching = asyncio.ensure_future(watch_stop())
     try:
         return await work
     except asyncio.CancelledError:
         return False
+    finally:
+        watching.cancel()
 
 
 async def _answer(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher) -> bool:

@@ -61,8 +61,11 @@ class Scheduler(Protocol):
 
     poll_s: float
 
-    def submit(self, script: Path, name: str) -> JobRef:
-        """Start or queue ``script``, whose directory is the run's, as a job called ``name``."""
+    def submit(self, script: Path, name: str, *, after: JobRef | None = None) -> JobRef:
+        """Start or queue ``script``, whose directory is the run's, as a job called ``name``.
+
+        It waits for the end of ``after``, however that ends.
+        """
 
     def find(self, name: str) -> JobRef | None:
         """The job called ``name``, queued, running or over, as far as anybody remembers it."""
@@ -74,7 +77,11 @@ class Scheduler(Protocol):
         """Why queued ``jobs`` wait, in words, by id; those that do not are left out."""
 
     def cancel(self, jobs: Sequence[JobRef]) -> None:
-        """End ``jobs``; those that are over already are no error."""
+        """End ``jobs``; those that are over already are no error.
+
+        What was started by hand inside an allocation is not touched: that is its user's, and
+        steps leave it as soon as they see ``control/STOP``.
+        """
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:

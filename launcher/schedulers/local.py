@@ -54,7 +54,7 @@ class LocalScheduler:
         # Kept so that the child is reaped while this process waits for it.
         self._jobs: list[LocalJob[Any]] = []
 
-    def submit(self, script: Path, name: str) -> JobRef:  # noqa: ARG002 - processes have no names
+    def submit(self, script: Path, name: str, *, after: JobRef | None = None) -> JobRef:  # noqa: ARG002 - processes have no names, and nothing here makes chains
         job = f"local-{int(time.time())}-{secrets.token_hex(3)}"
         try:
             started, pid = _ScriptExecutor(folder=script.parent / "logs").start(script, job)

@@ -75,12 +75,13 @@ class SlurmScheduler:
     def __init__(self, *, timeout_s: float = 60.0) -> None:
         self._timeout_s = timeout_s
 
-    def submit(self, script: Path, name: str) -> JobRef:
+    def submit(self, script: Path, name: str, *, after: JobRef | None = None) -> JobRef:
         """Queue ``script``. Never retried here: an sbatch that timed out may have worked."""
         from submitit.core.utils import FailedSubmissionError  # noqa: PLC0415 - it takes 100 ms
         from submitit.slurm.slurm import SlurmExecutor  # noqa: PLC0415 - as above
 
-        answer = self._run("sbatch", f"--job-name={name}", str(script))
+        waiting = () if after is None else (f"--dependency=afterany:{after.id}",)
+        answer = self._run("sbatch", f"--job-name={name}", *waiting, str(script))
         # submitit's parser, so that its Job handles and ours agree on the id.
         try:
             job = SlurmExecutor._get_job_id_from_submission_command(answer)  # noqa: SLF001
@@ -124,10 +125,12 @@ class SlurmScheduler:
         return found | dict.fromkeys(over, JobState.ENDED)
 
     def cancel(self, jobs: Sequence[JobRef]) -> None:
-        if not jobs:
+        # The last of a chain first, or each end would start the next.
+        ids = [job.id for job in reversed(jobs) if job.process is None]
+        if not ids:
             return
         try:
-            self._run("scancel", *(job.id for job in jobs))
+            self._run("scancel", *ids)
         except SchedulerError as exc:
             if "Invalid job id" not in exc.problems[0].message:  # that is one which is over
                 raise

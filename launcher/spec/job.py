@@ -145,12 +145,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     warn_before
         How long before the time limit the job starts to leave.
     attempts
-        How often one job may be restarted.
+        How often one job may be restarted: 20 times where it requeues itself. Where the site's
+        jobs are a chain, the length of the chain, 4.
     """
 
     max_bad_fraction: Fraction = 0.01
     warn_before: Seconds = Seconds(300)
-    attempts: Positive = 20
+    attempts: Positive | None = None
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -49,8 +49,8 @@ class Scheduler(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     reject
         Options this site refuses, such as ``--mem``; they are never emitted.
     restart
-        How an unfinished job goes on: requeued by itself, as a chain of queued successors, or
-        only when the user resubmits.
+        How an unfinished job goes on: requeued by itself, as a chain of jobs that are all queued
+        at submission, each after the one before it, or only when the user resubmits.
     """
 
     type: Literal["slurm", "local"]

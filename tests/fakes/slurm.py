@@ -7,7 +7,8 @@ src/scancel/scancel.c. In the directory
 
 - ``jobs.json`` holds ``{id: state}``; tests change it as a cluster would,
 - ``calls.jsonl`` has a line for each call, with its words and its environment,
-- ``fail.<command>`` makes that command fail: ``{"code", "stderr", "stdout", "sleep_s", "works"}``.
+- ``fail.<command>`` makes that command fail: ``{"code", "stderr", "stdout", "sleep_s", "works"}``,
+  with ``"calls"`` only from that call on.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ def jobs() -> Iterator[dict[str, str]]:
 
 
 def sbatch(words: list[str]) -> None:
-    if len(words) != 2 or not words[0].startswith("--job-name=") or words[1].startswith("-"):
-        die(f"sbatch: error: the fake takes a name and a script and nothing else, got {words}")
-    text = Path(words[1]).read_text()
+    form = r"--job-name=\S+ (--dependency=afterany:(?P<after>\d+) )?[^-].*"
+    if not (taken := re.fullmatch(form, " ".join(words))):
+        die(f"sbatch: error: the fake takes a name, a job before it and a script, got {words}")
+    text = Path(words[-1]).read_text()
     if not text.startswith("#!"):
         die("sbatch: error: This does not look like a batch script.")
     tasks = re.search(r"^#SBATCH --array=0-(\d+)", text, re.MULTILINE)
@@ -51,6 +53,8 @@ def sbatch(words: list[str]) -> None:
         (HOME / f"name.{number}").write_text(words[0].partition("=")[2])
         if "#SBATCH --hold" in text:
             (HOME / f"reason.{number}").write_text("JobHeldUser")
+        if taken["after"]:
+            (HOME / f"reason.{number}").write_text("Dependency")
     print(f"Submitted batch job {number}")
 
 
@@ -121,6 +125,10 @@ def main() -> None:
         work(words)
         return
     fault = json.loads(path.read_text())
+    lines = map(json.loads, (HOME / "calls.jsonl").read_text().splitlines())
+    if sum(line["command"] == command for line in lines) < fault.get("calls", 0):
+        work(words)
+        return
     if fault.get("works"):
         work(words)
     time.sleep(fault.get("sleep_s", 0))

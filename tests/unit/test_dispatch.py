@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_making import json_lines, make_identity, make_run
+from run_making import json_lines, make_identity, make_plan, make_run
 
 from launcher.data.leases import Leases
 from launcher.engines.base import Capabilities, Completion, Request
@@ -442,13 +442,13 @@ def test_a_changed_input_stops_a_replica_before_it_answers(tmp_path: Path) -> No
     assert found.published() == set()
 
 
-def test_a_run_that_was_cancelled_out_of_reach_claims_no_further_unit(tmp_path: Path) -> None:
-    found = scene(tmp_path, 30)
-
-    async def stop(text: str) -> str:
-        found.run.stop_path.parent.mkdir(exist_ok=True)
-        found.run.stop_path.touch()
-        return text
-
-    assert work(found, ToldEngine(stop)) is False
-    assert 0 < len(found.run.published_units()) < 30
+def test_a_run_that_was_cancelled_out_of_reach_ends_within_a_beat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.runner.replica.BEAT_S", 0.01)
+    found = scene(tmp_path, 3)
+    never = make_plan(engine_options={"latency_ms": 600_000})
+    (found.run.path / "plans" / "0001.json").write_text(json.dumps(never.to_json()))
+    publish(found.run.stop_path, b"")
+    assert not run_replica(task(found.run))
+    assert found.run.published_units() == set()

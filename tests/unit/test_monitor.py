@@ -34,7 +34,7 @@ class ToldScheduler:
     poll_s: float = 0.0
     asked: int = 0
 
-    def submit(self, script: Path, name: str) -> JobRef:
+    def submit(self, script: Path, name: str, *, after: JobRef | None = None) -> JobRef:
         raise NotImplementedError
 
     def find(self, name: str) -> JobRef | None:

@@ -42,7 +42,9 @@ printf '{"job": "%s", "restart": %d, "plan": "%s", "batch": %s, "started": %s, "
   && ln "$entry" "jobs/$job.$restart.json"
 rm -f "$entry"
 
-if [ -e DONE ] || [ -e control/STOP ]; then
+# Of a chain the later jobs have nothing to try where an earlier one has given up.
+given_up=control/given-up.${SLURM_ARRAY_TASK_ID:-0} idle=control/idle.${SLURM_ARRAY_TASK_ID:-0}
+if [ -e DONE ] || [ -e control/STOP ] || [ -e "$given_up" ]; then
   echo "hpc-llm: nothing is left to do, or the run was stopped"
   exit 0
 fi
@@ -107,6 +109,7 @@ per_allocation=1
 first=$((${SLURM_ARRAY_TASK_ID:-0} * per_allocation))
 end=$((first + per_allocation < replicas ? first + per_allocation : replicas))
 
+published=$(find parts -name 'u*.jsonl' | wc -l)
 pids=()
 trap 'signalled=1; kill -USR1 "${pids[@]}" 2>/dev/null' USR1
 trap 'signalled=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
@@ -137,6 +140,15 @@ done
 
 # Replicas are elastic: when the others finished the work, one failure is no failed run.
 [ ! -e DONE ] || exit 0
+if [ "$(find parts -name 'u*.jsonl' | wc -l)" -gt "$published" ]; then
+  rm -f "$idle"
+elif [ -e "$idle" ]; then # one job may have been unlucky; the second in a row was not
+  echo "hpc-llm: two jobs in a row published nothing, so the rest of the chain gives up" >&2
+  touch "$given_up"
+else
+  touch "$idle"
+fi
+[ "$failed" -eq 0 ] || touch "$given_up"
 [ "$failed" -eq 0 ] || exit 7
 [ "$died" -eq 0 ] || exit 7
 [ "$resumable" -eq 0 ] || exit 75

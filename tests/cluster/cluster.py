@@ -3,6 +3,7 @@
 Each node is a network, host-name and mount namespace with a slurmd of its own, so that hosts have
 their own name, address and ``/tmp``; the controller, the accounting daemon and munge are the real
 ones. GPUs are device files. Everything lives below one directory and is gone after `Cluster.down`.
+Clusters of different profiles can be up at the same time.
 
     python tests/cluster/cluster.py up|down|env [--profile default|no-accounting|cgroup]
 """
@@ -19,49 +20,83 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["NODES", "PACKAGES", "PROFILES", "Cluster", "Profile", "install", "why_not"]
+__all__ = ["PACKAGES", "PROFILES", "Cluster", "Profile", "install", "why_not"]
 
 PACKAGES = (
     *("slurmctld", "slurmd", "slurm-client", "slurmdbd", "slurm-wlm-mysql-plugin", "munge"),
     *("mariadb-server", "openmpi-bin", "libopenmpi-dev", "libpmix2", "iproute2"),
 )
-NODES = tuple(f"node0{i}" for i in range(1, 5))
 GPUS_PER_NODE = 8
 CPUS_PER_NODE = 8
-_CONTROLLER = "slctl"
-_SUBNET = "10.89.77"
-_BRIDGE = "hlslbr0"
-ROOT = Path("/srv/hpc-llm-cluster")
+# What task/cgroup and proctrack/cgroup need, where cgroup.conf looks by default.
+_CGROUPS, _CONTROLLERS = Path("/sys/fs/cgroup"), ("devices", "freezer")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """How the cluster is configured."""
+    """How a cluster is configured, and what keeps it apart from the others on this machine.
 
-    accounting: bool = True
+    ``number`` is in the names of its network, in its addresses and in its controller's port;
+    ``prefix`` begins the names of its hosts.
+    """
+
+    number: int
+    prefix: str
+    root: Path
+    size: int
+    accounting: bool = False
     cgroup: bool = False
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(f"{self.prefix}node0{i}" for i in range(1, self.size + 1))
 
+    @property
+    def controller(self) -> str:
+        return f"{self.prefix}slctl"
+
+    @property
+    def port(self) -> int:
+        return 6817 + 10 * self.number
+
+    @property
+    def bridge(self) -> str:
+        return f"hlslbr{self.number}"
+
+    def address(self, host: str) -> str:
+        """The address of a node or of the controller, in a /24 of this profile."""
+        last = 11 + self.nodes.index(host) if host in self.nodes else 1
+        return f"10.89.{77 + self.number}.{last}"
+
+
+_SRV = Path("/srv")
 PROFILES: Mapping[str, Profile] = {
-    "default": Profile(),
-    "no-accounting": Profile(accounting=False),
-    "cgroup": Profile(accounting=False, cgroup=True),
+    "default": Profile(number=0, prefix="", root=_SRV / "hpc-llm-cluster", size=4, accounting=True),
+    "no-accounting": Profile(
+        number=1, prefix="na-", root=_SRV / "hpc-llm-cluster-no-accounting", size=2
+    ),
+    "cgroup": Profile(
+        number=2, prefix="cg-", root=_SRV / "hpc-llm-cluster-cgroup", size=2, cgroup=True
+    ),
 }
 
 
-def why_not() -> str | None:
-    """Why no cluster can be had on this machine; None when it can."""
+def why_not(profile: Profile) -> str | None:
+    """Why no cluster of ``profile`` can be had on this machine; None when it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "the test cluster needs root on Linux"
     if shutil.which("slurmctld") is None and shutil.which("apt-get") is None:
         return "the test cluster needs Debian's Slurm packages"
-    probe = subprocess.run(["unshare", "--net", "--uts", "--mount", "true"], check=False)
-    return None if probe.returncode == 0 else "the test cluster needs namespaces"
+    if not _succeeds("unshare", "--net", "--uts", "--mount", "true"):
+        return "the test cluster needs namespaces"
+    if profile.cgroup and not all((_CGROUPS / c / "cgroup.procs").exists() for c in _CONTROLLERS):
+        return f"device limits need version 1 of {' and '.join(_CONTROLLERS)} below {_CGROUPS}"
+    return None
 
 
 def install() -> None:
@@ -76,10 +111,10 @@ def install() -> None:
 class Cluster:
     """One cluster; `up` and `down` may be called in any state."""
 
-    def __init__(self, profile: Profile, root: Path = ROOT) -> None:
+    def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.root = root
-        self.conf = root / "etc" / "slurm.conf"
+        self.root = profile.root
+        self.conf = self.root / "etc" / "slurm.conf"
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def environment(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -107,29 +142,27 @@ class Cluster:
         if self.profile.accounting:
             self._database()
         self.start_controller()
-        for node in NODES:
+        for node in self.profile.nodes:
             self.start_node(node)
-        _wait_for("idle nodes", self._all_idle)
+        self._wait_for("idle nodes", self._all_idle)
 
     def down(self) -> None:
         """Stop everything of this cluster and remove what it made outside its directory."""
-        for _ in range(50):
-            pids = list(self._processes())
-            if not pids:
-                break
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
+        for node in self.profile.nodes:
+            self.kill_node(node)
+        _kill_all(self._daemon_pids)
         while self._daemons:
             self._daemons.pop().wait()
-        for i, node in enumerate(NODES):
+        for node in self.profile.nodes:
             _run("ip", "netns", "del", node, check=False)
-            _run(
-                "ip", "link", "del", f"hlsl{i}", check=False
-            )  # gone with the node, but not at once
-        _run("ip", "link", "del", _BRIDGE, check=False)
-        _hosts({})
+            # Gone with the node, but not at once.
+            _run("ip", "link", "del", self._link(node), check=False)
+        _run("ip", "link", "del", self.profile.bridge, check=False)
+        self._hosts({})
+        for node in self.profile.nodes:
+            for limits in _CGROUPS.glob(f"*/slurm_{node}"):
+                for directory, _, _ in os.walk(limits, topdown=False):
+                    os.rmdir(directory)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def is_up(self) -> bool:
@@ -138,9 +171,9 @@ class Cluster:
 
     def start_controller(self) -> None:
         """slurmctld, under the host name that the configuration gives the controller."""
-        script = f"hostname {_CONTROLLER}; exec slurmctld -D -i"
+        script = f"hostname {self.profile.controller}; exec slurmctld -D -i"
         self._spawn("slurmctld", "unshare", "--uts", "sh", "-c", script)
-        _wait_for("slurmctld", lambda: "is UP" in self.run("scontrol", "ping", check=False))
+        self._wait_for("slurmctld", self.is_up)
 
     def start_node(self, node: str) -> None:
         """slurmd of one node, in namespaces of its own.
@@ -161,24 +194,18 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """End slurmd and everything that runs on ``node``, as a power cut would."""
-        for _ in range(50):
-            pids = _run("ip", "netns", "pids", node).split()
-            if not pids:
-                return
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            time.sleep(0.1)
+        command = ("ip", "netns", "pids", node)
+        _kill_all(lambda: map(int, _run(*command, check=False).split()))
 
     def stop_controller(self) -> None:
         """End slurmctld in order, so that its state is saved."""
         pid = int((self.root / "run" / "slurmctld.pid").read_text())
         os.kill(pid, signal.SIGTERM)
-        _wait_for("the end of slurmctld", lambda: not Path(f"/proc/{pid}").exists())
+        self._wait_for("the end of slurmctld", lambda: not Path(f"/proc/{pid}").exists())
 
     def _all_idle(self) -> bool:
         states = self.run("sinfo", "-h", "-N", "-o", "%T", check=False).split()
-        return len(states) == len(NODES) and set(states) == {"idle"}
+        return len(states) == self.profile.size and set(states) == {"idle"}
 
     def _spawn(self, name: str, *command: str) -> None:
         environ = self.environment({"PATH": os.environ["PATH"], "HPC_LLM_CLUSTER": str(self.root)})
@@ -193,62 +220,75 @@ class Cluster:
             )
         self._daemons.append(daemon)
 
-    def _processes(self) -> Iterator[int]:
+    def _wait_for(self, what: str, ready: Callable[[], bool]) -> None:
+        _wait_for(what, ready, self.root / "log")
+
+    def _daemon_pids(self) -> Iterator[int]:
         """What was started by `_spawn`, and its children: all carry the cluster's mark."""
         mark = f"HPC_LLM_CLUSTER={self.root}".encode()
-        conf = f"SLURM_CONF={self.conf}".encode()
         for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            with contextlib.suppress(OSError):
-                environ = (entry / "environ").read_bytes().split(b"\0")
-                daemon = (entry / "comm").read_text().strip() in ("slurmstepd", "slurm_script")
-                if mark in environ or (daemon and conf in environ):
-                    yield int(entry.name)
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                        yield int(entry.name)
 
     def _devices(self) -> None:
         directory = self.root / "dev"
         directory.mkdir(exist_ok=True)
         for i in range(GPUS_PER_NODE):
-            # A character device, since device cgroups know nothing else; the numbers of /dev/null.
-            os.mknod(directory / f"nvidia{i}", 0o20666, os.makedev(1, 3))
+            # Each with numbers of its own, or a device cgroup cannot tell them apart. No driver
+            # has them: opening one is ENXIO where it is let through, and else EPERM.
+            os.mknod(directory / f"nvidia{i}", 0o20666, os.makedev(1, 200 + i))
+
+    def _link(self, node: str) -> str:
+        return f"hlsl{self.profile.number}-{self.profile.nodes.index(node)}"
 
     def _network(self) -> None:
-        _run("ip", "link", "add", _BRIDGE, "type", "bridge")
-        _run("ip", "addr", "add", f"{_SUBNET}.1/24", "dev", _BRIDGE)
-        _run("ip", "link", "set", _BRIDGE, "up")
-        for i, node in enumerate(NODES):
-            link = f"hlsl{i}"
-            inside = ("ip", "-n", node)
+        profile, bridge = self.profile, self.profile.bridge
+        gateway = profile.address(profile.controller)
+        _run("ip", "link", "add", bridge, "type", "bridge")
+        _run("ip", "addr", "add", f"{gateway}/24", "dev", bridge)
+        _run("ip", "link", "set", bridge, "up")
+        for node in profile.nodes:
+            link, inside = self._link(node), ("ip", "-n", node)
             _run("ip", "netns", "add", node)
             _run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", node)
-            _run("ip", "link", "set", link, "master", _BRIDGE, "up")
-            _run(*inside, "addr", "add", f"{_SUBNET}.{11 + i}/24", "dev", "eth0")
+            _run("ip", "link", "set", link, "master", bridge, "up")
+            _run(*inside, "addr", "add", f"{profile.address(node)}/24", "dev", "eth0")
             _run(*inside, "link", "set", "eth0", "up")
             _run(*inside, "link", "set", "lo", "up")
-            _run(*inside, "route", "add", "default", "via", f"{_SUBNET}.1")
-        addresses = {node: f"{_SUBNET}.{11 + i}" for i, node in enumerate(NODES)}
-        _hosts({_CONTROLLER: f"{_SUBNET}.1", **addresses})
+            _run(*inside, "route", "add", "default", "via", gateway)
+        self._hosts({host: profile.address(host) for host in (profile.controller, *profile.nodes)})
+
+    def _hosts(self, addresses: Mapping[str, str]) -> None:
+        """Put hosts into /etc/hosts, in place of those of this profile's earlier cluster."""
+        mark = f"# hpc-llm test cluster {self.profile.number}"
+        path = Path("/etc/hosts")
+        kept = [line for line in path.read_text().splitlines() if not line.endswith(mark)]
+        kept += [f"{address} {host} {mark}" for host, address in addresses.items()]
+        path.write_text("\n".join(kept) + "\n")
 
     def _configure(self) -> None:
-        nodes = f"node0[1-{len(NODES)}]"
-        root = self.root
+        root, profile = self.root, self.profile
+        controller, nodes = profile.controller, f"{profile.prefix}node0[1-{profile.size}]"
         accounting = (
             "AccountingStorageType=accounting_storage/slurmdbd\n"
-            f"AccountingStorageHost={_CONTROLLER}\nAccountingStorageTRES=gres/gpu\n"
+            f"AccountingStorageHost={controller}\nAccountingStorageTRES=gres/gpu\n"
             # The munge socket of the way to slurmdbd; AuthInfo is not used there.
             f"AccountingStoragePass={root}/run/munge.socket\n"
             "JobAcctGatherType=jobacct_gather/linux\n"
-            if self.profile.accounting
-            else "AccountingStorageType=accounting_storage/none\n"
+            if profile.accounting
+            # What is over is forgotten at once, and nobody else knows of it.
+            else "AccountingStorageType=accounting_storage/none\nMinJobAge=2\n"
         )
         plugins = (
             "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\n"
-            if self.profile.cgroup
+            if profile.cgroup
             else "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\n"
         )
         self.conf.write_text(
-            f"ClusterName=hpcllmtest\nSlurmctldHost={_CONTROLLER}({_SUBNET}.1)\n"
+            f"ClusterName=hpcllmtest\nSlurmctldPort={profile.port}\n"
+            f"SlurmctldHost={controller}({profile.address(controller)})\n"
             "SlurmUser=root\nAuthType=auth/munge\nCredType=cred/munge\n"
             f"AuthInfo=socket={root}/run/munge.socket\n"
             f"StateSaveLocation={root}/state\nSlurmctldPidFile={root}/run/slurmctld.pid\n"
@@ -258,7 +298,7 @@ class Cluster:
             "MpiDefault=pmix\nGresTypes=gpu\nReturnToService=2\nSlurmdParameters=config_overrides\n"
             # Or a job of a part of a node would have all of its memory.
             "DefMemPerCPU=100\n"
-            "SlurmdTimeout=30\nKillWait=5\nMessageTimeout=10\nMaxArraySize=101\n"
+            "SlurmdTimeout=10\nKillWait=5\nMessageTimeout=10\nMaxArraySize=101\n"
             "SchedulerParameters=sched_interval=2,bf_interval=2\n"
             f"{plugins}{accounting}"
             f"NodeName={nodes} CPUs={CPUS_PER_NODE} SocketsPerBoard=2 CoresPerSocket=4 "
@@ -268,7 +308,7 @@ class Cluster:
         (root / "etc/gres.conf").write_text(
             f"NodeName={nodes} Name=gpu Type=h100 File={root}/dev/nvidia[0-{GPUS_PER_NODE - 1}]\n"
         )
-        constrain = "ConstrainDevices=yes\n" if self.profile.cgroup else ""
+        constrain = "ConstrainDevices=yes\n" if profile.cgroup else ""
         (root / "etc/cgroup.conf").write_text(
             f"CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n{constrain}"
         )
@@ -284,7 +324,7 @@ class Cluster:
             *(f"--pid-file={run}/munged.pid", f"--log-file={self.root}/log/munged.log"),
             f"--seed-file={run}/munged.seed",
         )
-        _wait_for("munged", (run / "munge.socket").exists)
+        self._wait_for("munged", (run / "munge.socket").exists)
 
     def _database(self) -> None:
         data, sock = self.root / "mysql", self.root / "run/mysql.sock"
@@ -301,37 +341,40 @@ class Cluster:
             "GRANT ALL ON slurm.* TO slurm@127.0.0.1;"
         )
         client = ("mariadb", "--no-defaults", f"--socket={sock}", "-e")
-        _wait_for("mariadb", lambda: _succeeds(*client, "SELECT 1"))
+        self._wait_for("mariadb", lambda: _succeeds(*client, "SELECT 1"))
         _run(*client, sql)
-        conf = self.root / "etc/slurmdbd.conf"
+        controller, conf = self.profile.controller, self.root / "etc/slurmdbd.conf"
+        address = self.profile.address(controller)
         conf.write_text(
-            f"DbdHost={_CONTROLLER}\nDbdAddr={_SUBNET}.1\nSlurmUser=root\nAuthType=auth/munge\n"
+            f"DbdHost={controller}\nDbdAddr={address}\nSlurmUser=root\nAuthType=auth/munge\n"
             f"AuthInfo=socket={self.root}/run/munge.socket\n"
             f"PidFile={self.root}/run/slurmdbd.pid\nLogFile={self.root}/log/slurmdbd.log\n"
             "StorageType=accounting_storage/mysql\nStorageHost=127.0.0.1\nStoragePort=33779\n"
             "StorageUser=slurm\nStoragePass=slurm\nStorageLoc=slurm\n"
         )
         conf.chmod(0o600)
-        script = f"hostname {_CONTROLLER}; exec slurmdbd -D"
+        script = f"hostname {controller}; exec slurmdbd -D"
         self._spawn("slurmdbd", "unshare", "--uts", "sh", "-c", script)
-        _wait_for("slurmdbd", _listens)
+        self._wait_for("slurmdbd", lambda: _listens(address, 6819))
         cluster = ("sacctmgr", "-i", "add", "cluster", "hpcllmtest")
-        _wait_for("the accounting", lambda: _succeeds(*cluster, env=self.environment()))
+        self._wait_for("the accounting", lambda: _succeeds(*cluster, env=self.environment()))
 
 
-def _listens() -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((f"{_SUBNET}.1", 6819), 1):
+def _listens(address: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((address, port), 1):
         return True
     return False
 
 
-def _hosts(names: Mapping[str, str]) -> None:
-    """Put ``names`` into /etc/hosts, in place of those of an earlier cluster."""
-    mark = "# hpc-llm test cluster"
-    path = Path("/etc/hosts")
-    kept = [line for line in path.read_text().splitlines() if not line.endswith(mark)]
-    kept += [f"{address} {name} {mark}" for name, address in names.items()]
-    path.write_text("\n".join(kept) + "\n")
+def _kill_all(pids: Callable[[], Iterable[int]]) -> None:
+    """Kill ``pids()`` until there are none: what is being killed may have started more."""
+    for _ in range(50):
+        if not (found := list(pids())):
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
 
 
 def _run(*command: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
@@ -346,11 +389,11 @@ def _succeeds(*command: str, env: Mapping[str, str] | None = None) -> bool:
     return done.returncode == 0
 
 
-def _wait_for(what: str, ready: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
+def _wait_for(what: str, ready: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + 60
     while not ready():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no {what} after {timeout_s:g} s; see {ROOT}/log")
+            raise TimeoutError(f"no {what} after a minute; see {log}")
         time.sleep(0.1)
 
 
@@ -361,6 +404,8 @@ def main() -> None:
     args = parser.parse_args()
     cluster = Cluster(PROFILES[args.profile])
     if args.action == "up":
+        if (reason := why_not(cluster.profile)) is not None:
+            sys.exit(reason)
         install()
         cluster.up()
         print(cluster.run("sinfo"))

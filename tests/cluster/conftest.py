@@ -20,7 +20,7 @@ def cluster() -> Iterator[Cluster]:
     if found.is_up():
         yield found
         return
-    if (reason := why_not()) is not None:
+    if (reason := why_not(PROFILES["default"])) is not None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     install()
     found.up()

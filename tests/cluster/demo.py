@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    if (reason := why_not()) is not None:
+    if (reason := why_not(PROFILES["default"])) is not None:
         sys.exit(reason)
     install()
     cluster = Cluster(PROFILES["default"])

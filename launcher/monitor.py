@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from launcher.data.passes import all_passes
+from launcher.data.tally import tally
 from launcher.errors import (
     HpcLlmError,
     OutputError,
@@ -118,26 +119,26 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
     outcomes = [found for job, start in starts.items() for found in run.outcomes(job, start)]
     state = _state(run, states, outcomes)
     # After DONE was looked for: a run that is done has all of its parts.
-    published = run.published_units()
     parts = list(read_parts(run.path / "metrics"))
-    counts = _part_counts(run, published, parts)
+    counts = tally(run, parts)
+    work = _Work.of(run, identity)
     live = any(state.live for state in states.values())
     workers = _workers(run) if live and state != "done" else ()
     return RunStatus(
         name=identity.name,
         path=str(run.path),
         state=state,
-        rows_ok=sum(c["ok"] for c in counts),
-        rows_error=sum(c["error"] for c in counts),
+        rows_ok=counts.ok,
+        rows_error=counts.error,
         rows_open=_open_rows(workers, parts),
-        units_done=len(published),
-        units_total=grid.count(identity.grid),
-        bytes_done=_bytes(identity, published),
-        bytes_total=identity.grid.total_bytes,
-        prompt_tokens=sum(c["prompt_tokens"] for c in counts),
-        completion_tokens=sum(c["completion_tokens"] for c in counts),
+        units_done=len(work.done),
+        units_total=len(work.all),
+        bytes_done=work.bytes(work.done),
+        bytes_total=work.bytes(work.all),
+        prompt_tokens=counts.prompt_tokens,
+        completion_tokens=counts.completion_tokens,
         tokens_per_s=round(sum(w["tokens_per_s"] for w in workers), 1),
-        left_s=_left_s(identity, published, workers, parts),
+        left_s=_left_s(work, workers, parts),
         workers=workers,
         jobs=_jobs(refs, states, scheduler),
         problems=tuple(_problems(outcomes)) or _unstarted(run, state, newest, starts),
@@ -255,30 +256,6 @@ def _problems(outcomes: Iterable[_Outcome]) -> Iterable[Problem]:
             yield Problem(problem["code"], message, hint=problem["hint"])
 
 
-def _part_counts(
-    run: RunDir, published: set[int], parts: Iterable[dict[str, Any]]
-) -> list[dict[str, int]]:
-    """Counts of each published part: as its worker noted them, else from the part itself."""
-    noted = {part["unit"]: part for part in parts}
-    return [noted.get(unit) or _count(run, unit) for unit in published]
-
-
-def _count(run: RunDir, unit: int) -> dict[str, int]:
-    path = run.part_path(unit)
-    try:
-        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-        ok = [row for row in rows if row["status"] == "ok"]
-        return {
-            "ok": len(ok),
-            "error": len(rows) - len(ok),
-            "prompt_tokens": sum(row["usage"]["prompt_tokens"] for row in ok),
-            "completion_tokens": sum(row["usage"]["completion_tokens"] for row in ok),
-        }
-    except (ValueError, KeyError, TypeError) as exc:
-        problem = Problem("output.damaged", f"{path} is not what a runner publishes: {exc!r}")
-        raise OutputError(problem) from exc
-
-
 def _workers(run: RunDir) -> tuple[dict[str, Any], ...]:
     """How each live worker stands; ``age_s`` says how old its word is."""
     now = time.time()
@@ -297,23 +274,37 @@ def _open_rows(workers: Iterable[dict[str, Any]], parts: Iterable[dict[str, Any]
     return max(0, sum(answered.values()) - sum(int(p["ok"]) + int(p["error"]) for p in own))
 
 
-def _bytes(identity: RunIdentity, units: Iterable[int]) -> int:
-    """Bytes of input that ``units`` span."""
-    spans = (grid.span(identity.grid, unit) for unit in units)
-    return sum(end - start for start, end in spans)
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The units of all passes, and those that are done, each as ``(overlay, unit)``."""
+
+    identity: RunIdentity
+    all: set[tuple[int, int]]
+    done: set[tuple[int, int]]
+
+    @classmethod
+    def of(cls, run: RunDir, identity: RunIdentity) -> _Work:
+        passes = all_passes(run, identity)
+        every = {(p.overlay, unit) for p in passes for unit in p.units}
+        published = {(p.overlay, u) for p in passes for u in run.published_units(p.overlay)}
+        return cls(identity, every, every & published)
+
+    def bytes(self, units: Iterable[tuple[int, int]]) -> int:
+        """Bytes of input that ``units`` span."""
+        spans = (grid.span(self.identity.grid, unit) for _, unit in units)
+        return sum(end - start for start, end in spans)
 
 
 def _left_s(
-    identity: RunIdentity,
-    published: set[int],
+    work: _Work,
     workers: Iterable[dict[str, Any]],
     parts: Iterable[dict[str, Any]],
 ) -> float | None:
     """Time left, from the bytes published since the live workers began to answer."""
     begun = {w["worker"]: w["running_since"] for w in workers if w["running_since"]}
-    own = {part["unit"] for part in parts if part["worker"] in begun}
-    fresh = _bytes(identity, own & published)
+    own = {(part["overlay"], part["unit"]) for part in parts if part["worker"] in begun}
+    fresh = work.bytes(own & work.done)
     if not begun or not fresh:
         return None
-    missing = identity.grid.total_bytes - _bytes(identity, published)
+    missing = work.bytes(work.all - work.done)
     return missing / fresh * (time.time() - float(min(begun.values())))

@@ -1,17 +1,19 @@
 """The run directory: its names, and the only ways in which files appear in it.
 
-Two ways are enough: `publish` makes a file appear whole and only once (the first writer wins,
-whoever else tries), `replace` swaps a small file that one process owns. Nothing here trusts a
-listing, a clock or a lock: those differ between the nodes of a parallel file system.
+`publish` makes a file appear whole and only once (the first writer wins, whoever else tries),
+`claim` makes one appear for one caller alone, `replace` swaps a small file that one process owns.
+Nothing here trusts a listing, a clock or a lock: those differ between the nodes of a parallel file
+system.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +21,13 @@ from typing import Any, TypeVar
 from launcher.errors import OutputError, Problem, SpecError
 from launcher.plan.types import Plan, RunIdentity
 
-__all__ = ["RunDir", "publish", "replace"]
+__all__ = ["RunDir", "claim", "publish", "replace", "sync_directory"]
 
 T = TypeVar("T")
 
 _PART = re.compile(r"u(\d+)\.jsonl")
+# What link(2) says where there are no hard links, or none to this file.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 SUBDIRECTORIES = (
     "plans",
     "jobs",
@@ -31,13 +35,15 @@ SUBDIRECTORIES = (
     "control",
     "workers",
     "leases",
+    "wal",
     "parts",
+    "overlays",
     "logs",
     "metrics",
 )
 
 
-def publish(final: Path, data: bytes) -> bool:
+def publish(final: Path, data: bytes | Iterable[bytes]) -> bool:
     """Make ``final`` appear with all of ``data``, or find that somebody else already did.
 
     Returns
@@ -48,19 +54,47 @@ def publish(final: Path, data: bytes) -> bool:
     Notes
     -----
     The data is on disk before its name is, and the name before this returns. ``link`` creates
-    or fails, on every file system with hard links; an error of it can follow a success on NFS
-    (link(2), BUGS), so the link count of our own file decides.
+    or fails; an error of it can follow a success on NFS (link(2), BUGS), so the link count of our
+    own file decides. Where a file system has no hard links, ``rename`` takes its place if nothing
+    is there: two that do so at the same moment both leave a whole file, and the second stands.
     """
     scratch = _scratch(final, data)
     try:
         created = _link(scratch, final)
+        if created is None:
+            created = not final.exists()
+            if created:
+                scratch.rename(final)
     finally:
-        scratch.unlink()
-    _sync_directory(final.parent)
+        scratch.unlink(missing_ok=True)
+    sync_directory(final.parent)
     return created
 
 
-def _link(scratch: Path, final: Path) -> bool:
+def claim(final: Path, data: bytes) -> bool:
+    """Make ``final`` appear for one caller alone, and say whether that is this one.
+
+    A crash of the machine may lose it, or its content. Where a file system has no hard links
+    it is created empty and written then.
+    """
+    scratch = _scratch(final, data, sync=False)
+    try:
+        created = _link(scratch, final)
+    finally:
+        scratch.unlink()
+    if created is not None:
+        return created
+    try:
+        descriptor = os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    return True
+
+
+def _link(scratch: Path, final: Path) -> bool | None:
+    """Whether ``final`` is ``scratch`` now; None where there are no hard links."""
     try:
         os.link(scratch, final)
     except OSError as exc:
@@ -68,6 +102,8 @@ def _link(scratch: Path, final: Path) -> bool:
             return True
         if isinstance(exc, FileExistsError):
             return False
+        if exc.errno in _NO_LINKS:
+            return None
         raise
     return True
 
@@ -80,13 +116,14 @@ def replace(final: Path, data: bytes, *, sync: bool = True) -> None:
     _scratch(final, data, sync=sync).replace(final)
 
 
-def _scratch(final: Path, data: bytes, *, sync: bool = True) -> Path:
+def _scratch(final: Path, data: bytes | Iterable[bytes], *, sync: bool = True) -> Path:
     scratch = final.with_name(f".{final.name}.{secrets.token_hex(8)}.tmp")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        for piece in (data,) if isinstance(data, bytes) else data:
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(descriptor, view) :]
         if sync:
             os.fsync(descriptor)
     except BaseException:
@@ -97,7 +134,8 @@ def _scratch(final: Path, data: bytes, *, sync: bool = True) -> Path:
     return scratch
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Have on disk the names that were made in ``directory``."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -138,6 +176,7 @@ class RunDir:
 
     def reopen(self) -> None:
         """Take back what ended the run. Parts decide: one that was deleted is made again."""
+        self.create()
         self.stop_path.unlink(missing_ok=True)
         self.done_path.unlink(missing_ok=True)
         for name in ("given-up", "idle"):  # notes of the batch script
@@ -156,8 +195,30 @@ class RunDir:
     def stop_path(self) -> Path:
         return self.path / "control" / "STOP"
 
-    def part_path(self, unit: int) -> Path:
-        return self.path / "parts" / f"u{unit:06}.jsonl"
+    def pass_path(self, overlay: int) -> Path:
+        """Where one pass over the input has its parts, leases and logs.
+
+        Overlay 0 is the first pass, over all rows; each other repeats some of their errors.
+        """
+        return self.path / "overlays" / str(overlay) if overlay else self.path
+
+    def part_path(self, unit: int, overlay: int = 0) -> Path:
+        return self.pass_path(overlay) / "parts" / f"u{unit:06}.jsonl"
+
+    def lease_path(self, unit: int, generation: int, overlay: int = 0) -> Path:
+        return self.pass_path(overlay) / "leases" / f"u{unit:06}.g{generation}"
+
+    def wal_path(self, unit: int, generation: int, overlay: int = 0) -> Path:
+        return self.pass_path(overlay) / "wal" / f"u{unit:06}.g{generation}.wal"
+
+    def overlays(self) -> list[int]:
+        """Numbers of the passes that repeat errors, oldest first."""
+        found = (path.parent.name for path in (self.path / "overlays").glob("*/overlay.json"))
+        return sorted(int(name) for name in found if name.isdigit())
+
+    def overlay(self, number: int) -> dict[str, Any]:
+        """What one repeats: ``codes`` (None for all) and ``units``, those with such errors."""
+        return _read_json(self.pass_path(number) / "overlay.json")
 
     def plan_path(self, number: str) -> Path:
         return self.path / "plans" / f"{number}.json"
@@ -186,13 +247,14 @@ class RunDir:
         found = (path.stem for path in (self.path / "plans").glob("*.json"))
         return sorted((n for n in found if n.isdigit()), key=int)
 
-    def published_units(self) -> set[int]:
+    def published_units(self, overlay: int = 0) -> set[int]:
         """Units whose part is out, from one listing and no stat."""
+        directory = self.pass_path(overlay) / "parts"
         try:
-            with os.scandir(self.path / "parts") as entries:
+            with os.scandir(directory) as entries:
                 return {int(m[1]) for e in entries if (m := _PART.fullmatch(e.name))}
         except FileNotFoundError as exc:
-            problem = Problem("rundir.damaged", f"{self.path / 'parts'} is missing")
+            problem = Problem("rundir.damaged", f"{directory} is missing")
             raise OutputError(problem) from exc
 
     def jobs(self) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from launcher.process import ProcessIds
-from launcher.rundir import RunDir, publish, replace
+from launcher.rundir import RunDir, claim, replace
 
 __all__ = ["Heartbeat", "Leases"]
 
@@ -60,30 +60,41 @@ class Heartbeat:
 
 @dataclass
 class Leases:
-    """The leases of one run, as one worker sees and takes them.
+    """The leases of one pass over a run's input, as one worker sees and takes them.
 
     Attributes
     ----------
+    overlay
+        Which pass; see `RunDir.pass_path`.
     clock
         Monotonic seconds; no time of another machine is ever compared with it.
     """
 
     run: RunDir
     worker: str
+    overlay: int = 0
     clock: Callable[[], float] = time.monotonic
     _seen: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def claim(self, unit: int) -> bool:
-        """Take ``unit`` unless a worker that may still live has it."""
+    def claim(self, unit: int) -> int | None:
+        """Take ``unit`` unless another worker has it that may still live.
+
+        A lease of this worker itself is one that it has given up.
+
+        Returns
+        -------
+        int or None
+            The generation of the lease.
+        """
         generation = 1
         while True:
-            path = self.run.path / "leases" / f"u{unit:06}.g{generation}"
-            # Only `link` decides; but one that is refused costs two fsyncs, and a look does not.
-            if not path.exists() and publish(path, self.worker.encode()):
-                return True
+            path = self.run.lease_path(unit, generation, self.overlay)
+            # Only `claim` decides; but one that is refused makes two files, and a look none.
+            if not path.exists() and claim(path, self.worker.encode()):
+                return generation
             owner = path.read_text()
-            if owner == self.worker or not self._dead(owner):
-                return False
+            if owner != self.worker and not self._dead(owner):
+                return None
             generation += 1
 
     def _dead(self, owner: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import socket
 import sys
@@ -21,6 +22,7 @@ __all__ = ["add_arguments", "failed_or_died", "main", "write_outcome"]
 # How a step ends, and the exit code of its first rank. A step that *died* may do better when it is
 # started again, perhaps elsewhere; one that *failed* would only fail again.
 EXIT_CODES = {"done": 0, "died": 7, "failed": 7, "resumable": 75}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _MAY_PASS = ("engine.died", "run.died", "run.rendezvous", "gpu.")
 
 
@@ -70,9 +72,21 @@ def _attempt(task: ReplicaTask, work: Callable[[], bool]) -> tuple[str, list[Pro
         for problem in exc.problems:
             task.say(str(problem))
         return failed_or_died(exc.problems), list(exc.problems)
+    except OSError as exc:
+        if exc.errno not in _FULL:
+            traceback.print_exc()
+            return "failed", [Problem("run.io", f"{exc}")]
+        task.say(str(_no_space(exc)))
+        return "resumable", [_no_space(exc)]
     except Exception as exc:  # noqa: BLE001 - the outermost frame: recorded, and never swallowed
         traceback.print_exc()
         return "failed", [Problem("run.bug", f"{type(exc).__name__}: {exc}")]
+
+
+def _no_space(exc: OSError) -> Problem:
+    hint = "make room or have the quota raised, then resume: what is finished is kept"
+    where = exc.filename or "the run directory"
+    return Problem("output.no-space", f"{where}: {exc.strerror}", hint=hint)
 
 
 def failed_or_died(problems: Sequence[Problem]) -> str:
@@ -90,7 +104,11 @@ def write_outcome(
         "problems": [p.to_json() for p in problems],
     }
     path = run.outcome_path(args.job, args.restart, args.replica, outcome)
-    publish(path, json.dumps(details).encode())
+    try:
+        publish(path, json.dumps(details).encode())
+    except OSError as exc:  # the exit code is left to tell
+        if exc.errno not in _FULL:
+            raise
 
 
 if __name__ == "__main__":

@@ -7,24 +7,37 @@ the moment its last row is answered. Memory grows with what is in flight, not wi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from launcher.data.leases import Leases
+from launcher.data.open_unit import OpenUnit
+from launcher.data.passes import Pass, open_pass
 from launcher.data.prompts import PromptBuilder, row_id
 from launcher.data.records import encode, error_row, ok_row
 from launcher.data.rows import Row, read_unit
+from launcher.data.wal import Record
 from launcher.engines.base import Engine, Request
 from launcher.errors import RowError
-from launcher.plan import grid
 from launcher.plan.types import RunIdentity
-from launcher.rundir import RunDir, publish
+from launcher.rundir import RunDir
+from launcher.runner.breaker import Breaker
 from launcher.telemetry.metrics import PartCounts
 
 __all__ = ["Dispatcher", "Totals"]
 
 POLL_S = 1.0
+# A kill loses what was finished in the last FLUSH_S, the death of a node that of SYNC_S.
+FLUSH_S = 0.5
+SYNC_S = 5.0
+# Complete units that wait for a slow disk keep their rows in memory.
+_MOST_PUBLISHING = 4
+_READ_ROWS = 64
+_READ_BYTES = 256 * 1024
 
 
 @dataclass
@@ -35,20 +48,6 @@ class Totals:
     in_flight: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-
-
-@dataclass
-class _OpenUnit:
-    """A unit being answered: one slot a row, filled as answers come."""
-
-    unit: int
-    records: list[dict[str, Any] | None] = field(default_factory=list)
-    waiting: int = 0
-    read: bool = False
-
-    @property
-    def complete(self) -> bool:
-        return self.read and self.waiting == 0
 
 
 @dataclass(frozen=True)
@@ -77,18 +76,21 @@ class Dispatcher:
     plan_number: str
     leases: Leases
     published: Callable[[PartCounts], None]
+    breaker: Breaker = field(default_factory=lambda: Breaker(tolerated=0.0))
     totals: Totals = field(default_factory=Totals)
     phase: Literal["starting", "running", "leaving"] = "starting"
-    _open: set[int] = field(default_factory=set)
+    _pass: Pass | None = None
     _untried: Iterator[int] = field(default_factory=lambda: iter(()))
+    _open: dict[int, OpenUnit] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _publishing: set[asyncio.Task[None]] = field(default_factory=set)
     _failure: asyncio.Future[None] | None = None
 
     def leave(self) -> None:
         """Hand over no more rows; what is in flight may still end."""
         self.phase = "leaving"
 
-    async def work(self, engine: Engine, window: int, first: int) -> bool:
+    async def work(self, engine: Engine, window: int, first: OpenUnit) -> bool:
         """Answer units, beginning with the already claimed ``first``, until none is left.
 
         Parameters
@@ -104,26 +106,31 @@ class Dispatcher:
         Raises
         ------
         RunError
-            The engine died. What was in flight is lost; published parts stay.
+            The engine died, or all rows fail. What is finished is kept.
+        OSError
+            A file of the run could not be written.
         """
         self.phase = "leaving" if self._leaving else "running"
         self._failure = asyncio.get_running_loop().create_future()
         builder = PromptBuilder(self.identity.prompt, self.identity.sampling)
         answering = _Answering(engine, builder, asyncio.Semaphore(window))
-        unit: int | None = first
+        keeping = asyncio.create_task(self._keep_finished())
+        keeping.add_done_callback(self._ended)
+        unit: OpenUnit | None = first
         try:
             while unit is not None and not self._leaving:
-                await self._feed(_OpenUnit(unit), answering)
+                await self._feed(unit, answering)
                 unit = await self._next()
             await self._drain()
         finally:
-            for task in self._tasks:
+            for task in (keeping, *self._tasks):
                 task.cancel()
             if self._failure.done():
                 self._failure.exception()  # looked at, whatever else ended the work
-        return len(self.run.published_units()) == grid.count(self.identity.grid)
+            self._let_go()
+        return open_pass(self.run, self.identity) is None
 
-    def claim(self) -> int | None:
+    def claim(self) -> OpenUnit | None:
         """A unit that is neither published nor another living worker's, or None.
 
         Units are tried in order, each once before any is tried again, so that finding work
@@ -131,64 +138,80 @@ class Dispatcher:
         """
         for _ in range(2):
             for unit in self._untried:
-                if self.leases.claim(unit) and not self.run.part_path(unit).exists():
-                    return unit
-            published = self.run.published_units()
-            self._untried = (
-                unit
-                for unit in range(grid.count(self.identity.grid))
-                if unit not in published and unit not in self._open
-            )
+                generation = self.leases.claim(unit)
+                if generation and not self.run.part_path(unit, self.leases.overlay).exists():
+                    return OpenUnit(self.run, unit, generation, self.leases.overlay)
+            self._pass = open_pass(self.run, self.identity)
+            if self._pass is None:
+                return None
+            self.leases.overlay = self._pass.overlay
+            left = self._pass.open_units()
+            self._untried = (u for u in self._pass.units if u in left and u not in self._open)
         return None
 
-    async def _next(self) -> int | None:
+    async def _next(self) -> OpenUnit | None:
         """The next unit; waits while others still work on the last ones and might die."""
         while not self._leaving:
             unit = await asyncio.to_thread(self.claim)
             if unit is not None:
                 return unit
-            answered = await asyncio.to_thread(self.run.published_units) | self._open
-            if len(answered) >= grid.count(self.identity.grid):
+            if await asyncio.to_thread(self._nothing_left):
                 return None
             await self._unless_failed(asyncio.sleep(POLL_S))
         return None
+
+    def _nothing_left(self) -> bool:
+        """Whether all that is not published is being answered here."""
+        self._pass = open_pass(self.run, self.identity)
+        return self._pass is None or self._pass.open_units() <= self._open.keys()
 
     @property
     def _leaving(self) -> bool:
         return self.phase == "leaving"
 
-    async def _feed(self, unit: _OpenUnit, answering: _Answering) -> None:
-        slots = answering.slots
-        self._open.add(unit.unit)
-        for row in read_unit(self.identity.inputs, self.identity.grid, unit.unit):
-            if slots.locked():
-                await self._unless_failed(slots.acquire())
-            else:
-                await slots.acquire()
-            if self._leaving:
-                return
-            unit.records.append(None)
-            unit.waiting += 1
-            answer = self._answer(unit, len(unit.records) - 1, row, answering)
-            task = asyncio.create_task(answer)
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
-        unit.read = True
-        await self._publish_if_complete(unit)
+    async def _feed(self, unit: OpenUnit, answering: _Answering) -> None:
+        """Hand the rows of ``unit`` to the engine, as fast as it takes them."""
+        self._open[unit.unit] = unit
+        while len(self._publishing) >= _MOST_PUBLISHING:
+            first = asyncio.wait(self._publishing, return_when=asyncio.FIRST_COMPLETED)
+            await self._unless_failed(first)
+        assert self._pass is not None  # noqa: S101 - the unit was claimed in it
+        wanted = await asyncio.to_thread(self._pass.wanted, unit.unit)
+        rows = read_unit(self.identity.inputs, self.identity.grid, unit.unit)
+        while batch := await asyncio.to_thread(_some, rows):
+            for row in batch:
+                key = (row.file, row.offset)
+                if wanted is not None and key not in wanted:
+                    continue
+                index = unit.add(key)
+                if index is not None:
+                    await self._slot(answering.slots)
+                    if self._leaving:
+                        return
+                    self._start(self._answer(unit, index, row, answering))
+        unit.all_read = True
+        self._publish_if_complete(unit)
 
-    async def _answer(self, unit: _OpenUnit, index: int, row: Row, answering: _Answering) -> None:
+    async def _slot(self, slots: asyncio.Semaphore) -> None:
+        if slots.locked():
+            await self._unless_failed(slots.acquire())
+        else:
+            await slots.acquire()
+
+    async def _answer(self, unit: OpenUnit, index: int, row: Row, answering: _Answering) -> None:
         self.totals.in_flight += 1
         try:
-            unit.records[index] = await self._record(row, answering)
+            record = await self._record(row, answering)
         finally:
             self.totals.in_flight -= 1
             answering.slots.release()
         self.totals.rows += 1
-        unit.waiting -= 1
-        await self._publish_if_complete(unit)
+        unit.finish(index, record)
+        self._publish_if_complete(unit)
 
-    async def _record(self, row: Row, answering: _Answering) -> dict[str, Any]:
+    async def _record(self, row: Row, answering: _Answering) -> Record:
         prompt_id = row_id(row)
+        plan, keep = self.plan_number, self.identity.keep
         try:
             prompt = answering.builder.build(row)
             request = Request(
@@ -199,27 +222,55 @@ class Dispatcher:
             )
             completion = await answering.engine.generate(request)
         except RowError as exc:
-            return error_row(row, prompt_id, exc, plan=self.plan_number, keep=self.identity.keep)
-        self.totals.prompt_tokens += completion.prompt_tokens
-        self.totals.completion_tokens += completion.completion_tokens
-        return ok_row(row, prompt_id, completion, plan=self.plan_number, keep=self.identity.keep)
+            self.breaker.note(exc)
+            line = encode(error_row(row, prompt_id, exc, plan=plan, keep=keep))
+            return Record((row.file, row.offset), False, 0, 0, line)
+        self.breaker.note(None)
+        tokens = completion.prompt_tokens, completion.completion_tokens
+        self.totals.prompt_tokens += tokens[0]
+        self.totals.completion_tokens += tokens[1]
+        line = encode(ok_row(row, prompt_id, completion, plan=plan, keep=keep))
+        return Record((row.file, row.offset), True, *tokens, line)
 
-    async def _publish_if_complete(self, unit: _OpenUnit) -> None:
-        if not unit.complete:
-            return
-        records = [record for record in unit.records if record is not None]
-        if await asyncio.to_thread(self._publish, unit.unit, records):
-            self.published(_counts(unit.unit, records))
-        self._open.discard(unit.unit)
+    def _publish_if_complete(self, unit: OpenUnit) -> None:
+        if unit.complete:
+            task = self._start(self._publish(unit))
+            self._publishing.add(task)
+            task.add_done_callback(self._publishing.discard)
 
-    def _publish(self, unit: int, records: list[dict[str, Any]]) -> bool:
-        return publish(self.run.part_path(unit), b"".join(map(encode, records)))
+    async def _publish(self, unit: OpenUnit) -> None:
+        counts = await asyncio.to_thread(unit.publish)
+        self._open.pop(unit.unit)
+        if counts is not None:
+            self.published(counts)
+
+    async def _keep_finished(self) -> None:
+        """Write what is finished to the logs, every so often."""
+        synced_s = time.monotonic()
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            sync = time.monotonic() - synced_s >= SYNC_S
+            synced_s = time.monotonic() if sync else synced_s
+            await asyncio.to_thread(_flush, list(self._open.values()), sync=sync)
+
+    def _let_go(self) -> None:
+        """Keep what is finished of the units that stay open."""
+        for unit in self._open.values():
+            with contextlib.suppress(OSError):  # why the work ended is worth more
+                unit.flush(sync=True)
+            unit.close()
 
     async def _drain(self) -> None:
         """Wait for what is in flight, for as long as the caller lets it."""
         while self._tasks:
             await self._unless_failed(asyncio.wait(tuple(self._tasks)))
         await self._unless_failed(asyncio.sleep(0))  # the last row's failure counts too
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -238,12 +289,16 @@ class Dispatcher:
         task.result()
 
 
-def _counts(unit: int, records: list[dict[str, Any]]) -> PartCounts:
-    usages = [r["usage"] for r in records if r["status"] == "ok"]
-    return PartCounts(
-        unit=unit,
-        ok=len(usages),
-        error=len(records) - len(usages),
-        prompt_tokens=sum(u["prompt_tokens"] for u in usages),
-        completion_tokens=sum(u["completion_tokens"] for u in usages),
-    )
+def _flush(units: Iterable[OpenUnit], *, sync: bool) -> None:
+    for unit in units:
+        unit.flush(sync=sync)
+
+
+def _some(rows: Iterator[Row]) -> list[Row]:
+    """The next rows: few enough that others get their turn in between."""
+    found: list[Row] = []
+    for row in islice(rows, _READ_ROWS):
+        found.append(row)
+        if row.offset - found[0].offset > _READ_BYTES:
+            break
+    return found

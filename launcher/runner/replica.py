@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import os
 import signal
@@ -15,12 +14,15 @@ from pathlib import Path
 
 from launcher.data.inputs import changed
 from launcher.data.leases import TTL_S, Heartbeat, Leases
+from launcher.data.open_unit import OpenUnit
+from launcher.data.passes import open_pass
+from launcher.data.tally import finish
 from launcher.engines.base import EngineSetup
 from launcher.engines.registry import create
 from launcher.errors import Problem, RunError
-from launcher.plan.grid import count
 from launcher.plan.types import Plan, RunIdentity
 from launcher.rundir import RunDir, publish
+from launcher.runner.breaker import Breaker
 from launcher.runner.dispatch import POLL_S, Dispatcher
 from launcher.telemetry.metrics import Beat, WorkerLog
 
@@ -51,7 +53,8 @@ class ReplicaTask:
 
     def say(self, text: str) -> None:
         """One line into the step's log, with the time of day."""
-        print(f"[{time.strftime('%H:%M:%S')}] replica {self.replica}: {text}", flush=True)  # noqa: T201 - the log
+        with contextlib.suppress(OSError):  # a full disk
+            print(f"[{time.strftime('%H:%M:%S')}] replica {self.replica}: {text}", flush=True)  # noqa: T201 - the log
 
 
 def run_replica(task: ReplicaTask) -> bool:
@@ -95,6 +98,7 @@ async def _work(task: ReplicaTask, identity: RunIdentity, plan: Plan, leases: Le
         plan_number=task.plan_number,
         leases=leases,
         published=log.part,
+        breaker=Breaker(tolerated=plan.max_bad_fraction),
     )
     try:
         with _beats(task, dispatcher, log):
@@ -103,16 +107,15 @@ async def _work(task: ReplicaTask, identity: RunIdentity, plan: Plan, leases: Le
         log.close()
 
 
-async def _first_unit(run: RunDir, dispatcher: Dispatcher) -> int | None:
+async def _first_unit(run: RunDir, dispatcher: Dispatcher) -> OpenUnit | None:
     """A unit to begin with; None when all are published, or others work on those that are not.
 
     An owner that died on another node is known to be dead only once its heartbeat was seen to
     stand still. Who left before that would leave its units for good, however often resumed.
     """
     given_up = time.monotonic() + TAKE_OVER_S
-    total = count(dispatcher.identity.grid)
     while (unit := await asyncio.to_thread(dispatcher.claim)) is None:
-        if len(run.published_units()) == total or time.monotonic() > given_up:
+        if open_pass(run, dispatcher.identity) is None or time.monotonic() > given_up:
             return None
         await asyncio.sleep(POLL_S)
     return unit
@@ -120,7 +123,7 @@ async def _first_unit(run: RunDir, dispatcher: Dispatcher) -> int | None:
 
 def _nothing_to_claim(task: ReplicaTask, identity: RunIdentity) -> bool:
     """Whether the run is done; if not, others hold what is left, or died a moment ago."""
-    done = len(task.run.published_units()) == count(identity.grid)
+    done = open_pass(task.run, identity) is None
     task.say("nothing is left to do" if done else "other workers hold all that is left")
     if done:  # whoever published the last part may have died before it said so
         finish(task.run)
@@ -193,11 +196,6 @@ def engine_setup(task: ReplicaTask, plan: Plan, rank: int) -> EngineSetup:
         rank=rank,
         meeting=task.meeting if plan.step.tasks > 1 else None,
     )
-
-
-def finish(run: RunDir) -> None:
-    """Write DONE: every unit is published. Whoever sees it first does; once is enough."""
-    publish(run.done_path, json.dumps({"units": count(run.identity().grid)}).encode())
 
 
 @contextlib.contextmanager

@@ -39,9 +39,10 @@ class Beat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartCounts:
-    """What one published part holds."""
+    """What one published part holds; ``overlay`` is that of `RunDir.pass_path`."""
 
     unit: int
+    overlay: int = 0
     ok: int
     error: int
     prompt_tokens: int
@@ -91,7 +92,7 @@ def read_parts(directory: Path) -> Iterator[dict[str, Any]]:
     """
     for path in sorted(directory.glob("*.jsonl")):
         for line in path.read_bytes().split(b"\n")[:-1]:
-            if (entry := _object(line)) and "unit" in entry:
+            if (entry := _object(line)) and "overlay" in entry:
                 yield {"worker": path.stem, **entry}
 
 

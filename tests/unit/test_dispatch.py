@@ -15,6 +15,7 @@ import pytest
 from run_making import json_lines, make_identity, make_plan, make_run
 
 from launcher.data.leases import Leases
+from launcher.data.open_unit import OpenUnit
 from launcher.engines.base import Capabilities, Completion, Request
 from launcher.errors import OutputError, Problem, RowError, RunError
 from launcher.plan import grid
@@ -87,7 +88,7 @@ class Scene:
         rows = [row for unit in sorted(self.published()) for row in self.part(unit)]
         return [row["response"]["text"] for row in rows]
 
-    def claim(self) -> int:
+    def claim(self) -> OpenUnit:
         unit = self.dispatcher.claim()
         assert unit is not None
         return unit
@@ -387,8 +388,11 @@ def test_published_units_are_not_claimed_again(tmp_path: Path) -> None:
     found = scene(tmp_path, 3)
     publish(found.run.part_path(0), b"")
     publish(found.run.part_path(2), b"")
-    assert found.dispatcher.claim() == 1
-    assert found.dispatcher.claim() is None
+    unit = found.dispatcher.claim()
+    assert unit is not None
+    assert unit.unit == 1
+    other(found.run, "other")
+    assert Leases(found.run, "other").claim(1) is None
 
 
 def task(run: RunDir, worker: str = "worker") -> ReplicaTask:

@@ -59,11 +59,15 @@ def test_a_unit_is_claimed_once_by_one_worker(run: RunDir) -> None:
     a, b = Leases(run, "a"), Leases(run, "b")
     beat(run, "a", 1)
     beat(run, "b", 1)
-    assert a.claim(0)
-    assert not a.claim(0)
+    assert a.claim(0) == 1
     assert not b.claim(0)
     assert b.claim(1)
     assert (run.path / "leases" / "u000000.g1").read_text() == "a"
+
+
+def test_a_unit_that_its_own_worker_gave_up_is_the_next_generation(run: RunDir) -> None:
+    worker = Leases(run, "a")
+    assert (worker.claim(0), worker.claim(0)) == (1, 2)
 
 
 def test_a_worker_that_released_its_heartbeat_is_replaced_at_once(run: RunDir) -> None:
@@ -167,7 +171,7 @@ def test_only_one_of_two_heirs_gets_the_unit(run: RunDir) -> None:
     beat(run, "b", 1)
     beat(run, "c", 1)
     assert Leases(run, "dead").claim(0)
-    assert [Leases(run, heir).claim(0) for heir in "bc"] == [True, False]
+    assert [Leases(run, heir).claim(0) for heir in "bc"] == [2, None]
 
 
 def test_a_heartbeat_names_its_process_and_rises(run: RunDir) -> None:
@@ -207,4 +211,4 @@ def test_only_a_later_start_of_the_same_job_replaces_its_earlier_one_at_once(
     owner = "7_1.2.s0.aa"
     beat(run, owner, 1)
     assert Leases(run, owner).claim(0)
-    assert Leases(run, worker).claim(0) is replaced
+    assert Leases(run, worker).claim(0) == (2 if replaced else None)

@@ -102,7 +102,8 @@ for ((replica = first; replica < end; replica++)); do
   pids+=("$!")
 done
 
-# How a step ended is a file that its first rank wrote; its exit code may be the launcher's own.
+# How a step ended is a file that its first rank wrote; its exit code may be the launcher's own,
+# and only counts where a full disk took no file.
 failed=0 died=0 resumable=0
 for ((replica = first; replica < end; replica++)); do
   await_step "${pids[replica - first]}"
@@ -114,7 +115,7 @@ for ((replica = first; replica < end; replica++)); do
     died=1
     sed -n 's/.*"host": "\([^"]*\)".*/\1/p' "$ended.died" >>control/suspects
     echo "hpc-llm: replica $replica died; see logs/$job.s$replica.log" >&2
-  elif [ -e "$ended.resumable" ] && [ ! -e "$ended.failed" ]; then
+  elif [ ! -e "$ended.failed" ] && { [ -e "$ended.resumable" ] || [ "$code" -eq 75 ]; }; then
     resumable=1
   else
     failed=1

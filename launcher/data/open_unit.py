@@ -1,0 +1,155 @@
+"""One unit while its rows are answered: what is finished, in memory or in a log, until its part."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from launcher.data.wal import Key, Record, UnitLog, scan
+from launcher.errors import OutputError, Problem
+from launcher.rundir import RunDir, publish
+from launcher.telemetry.metrics import PartCounts
+
+__all__ = ["OpenUnit"]
+
+
+class OpenUnit:
+    """A unit that this worker holds by its lease of ``generation``.
+
+    Rows are added in input order and finished in any. What earlier owners finished is adopted
+    from their logs. Rows are added and finished by one thread; `flush` and `publish` may be called
+    from others.
+    """
+
+    def __init__(self, run: RunDir, unit: int, generation: int, overlay: int = 0) -> None:
+        self.unit = unit
+        self.all_read = False
+        self._part = run.part_path(unit, overlay)
+        self._overlay = overlay
+        self._logs = [run.wal_path(unit, g, overlay) for g in range(1, generation + 1)]
+        self._log = UnitLog(self._logs[-1])
+        # The last answer counts; they can differ only where a worker that was thought dead was not.
+        self._adopted = {r.key: r for log in self._logs[:-1] for r in scan(log)}
+        self._records: list[Record | None] = []
+        self._waiting = 0
+        self._unlogged: deque[Record] = deque()
+        self._writing = threading.Lock()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row of the unit is finished."""
+        return self.all_read and self._waiting == 0
+
+    def add(self, key: Key) -> int | None:
+        """The next row: its index if it is to be answered, None when an earlier owner did it."""
+        adopted = self._adopted.pop(key, None)
+        self._records.append(adopted)
+        if adopted is not None:
+            return None
+        self._waiting += 1
+        return len(self._records) - 1
+
+    def finish(self, index: int, record: Record) -> None:
+        """Take the answer to the row that `add` gave ``index``."""
+        self._records[index] = record
+        self._unlogged.append(record)
+        self._waiting -= 1
+
+    def flush(self, *, sync: bool) -> None:
+        """Write to the log what is finished; ``sync`` has it on disk, too.
+
+        Raises
+        ------
+        OSError
+            What could not be written stays to be written.
+        """
+        with self._writing:
+            taken: list[Record] = []
+            while self._unlogged:
+                taken.append(self._unlogged.popleft())
+            try:
+                if taken:
+                    self._log.write(taken)
+            except OSError:
+                self._unlogged.extendleft(reversed(taken))
+                raise
+            if sync:
+                self._log.sync()
+
+    def close(self) -> None:
+        """Let go of the log, which stays for the next owner unless the part is out."""
+        self._log.close()
+
+    def publish(self) -> PartCounts | None:
+        """Make the part, and remove the logs that it replaces.
+
+        Returns
+        -------
+        PartCounts or None
+            None when another worker's part stands, or a log has gone: whoever removed it had
+            made the part, so the unit is looked at again.
+
+        Raises
+        ------
+        OutputError
+            ``run.disorder`` when rows were read out of order: a bug, and nothing is written.
+        """
+        records = [record for record in self._records if record is not None]
+        if any(a.key >= b.key for a, b in pairwise(records)):
+            what = f"the rows of unit {self.unit} were not read in order, each once"
+            raise OutputError(Problem("run.disorder", what))
+        with self._writing:
+            self._unlogged.clear()
+            try:
+                created = publish(self._part, _lines(records))
+            except FileNotFoundError:
+                return None
+            self.close()
+            for log in self._logs:
+                log.unlink(missing_ok=True)
+        return self._counts(records) if created else None
+
+    def _counts(self, records: list[Record]) -> PartCounts:
+        answered = [record for record in records if record.ok]
+        return PartCounts(
+            unit=self.unit,
+            overlay=self._overlay,
+            ok=len(answered),
+            error=len(records) - len(answered),
+            prompt_tokens=sum(record.prompt_tokens for record in answered),
+            completion_tokens=sum(record.completion_tokens for record in answered),
+        )
+
+
+def _lines(records: list[Record]) -> Iterator[bytes]:
+    """The lines of ``records``, in about 1 MB pieces, from memory or from the logs."""
+    logs: dict[Path, int] = {}
+    with contextlib.ExitStack() as opened:
+        piece: list[bytes] = []
+        size = 0
+        for record in records:
+            line = record.line
+            if line is None:
+                line = _logged(record, logs, opened)
+            piece.append(line)
+            size += len(line)
+            if size >= _PIECE_BYTES:
+                yield b"".join(piece)
+                piece, size = [], 0
+        yield b"".join(piece)
+
+
+_PIECE_BYTES = 1024**2
+
+
+def _logged(record: Record, logs: dict[Path, int], opened: contextlib.ExitStack) -> bytes:
+    assert record.log is not None  # noqa: S101 - a record has a line or a log
+    if record.log not in logs:
+        logs[record.log] = os.open(record.log, os.O_RDONLY)
+        opened.callback(os.close, logs[record.log])
+    return os.pread(logs[record.log], record.length, record.position)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -215,6 +215,19 @@ class RunDir:
         """Numbers of the passes that repeat errors, oldest first."""
         found = (path.parent.name for path in (self.path / "overlays").glob("*/overlay.json"))
         return sorted(int(name) for name in found if name.isdigit())
+
+    def create_overlay(self, units: Sequence[int], codes: Sequence[str] | None) -> int:
+        """Begin a pass over the errors of ``units``; its number.
+
+        ``codes`` as in `launcher.data.passes.Pass`. The description comes last: a pass is
+        there with it, and whole.
+        """
+        number = max(self.overlays(), default=0) + 1
+        for name in ("parts", "leases", "wal"):
+            (self.pass_path(number) / name).mkdir(parents=True, exist_ok=True)
+        what = {"codes": codes, "units": units}
+        publish(self.pass_path(number) / "overlay.json", json.dumps(what).encode())
+        return number
 
     def overlay(self, number: int) -> dict[str, Any]:
         """What one repeats: ``codes`` (None for all) and ``units``, those with such errors."""

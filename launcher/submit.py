@@ -6,23 +6,35 @@ import dataclasses
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from launcher import runs
+from launcher.data.passes import error_codes, open_pass
+from launcher.data.tally import count_parts
 from launcher.errors import PlanError, Problem, SchedulerError
 from launcher.plan.capabilities import ENGINES
 from launcher.plan.compare import differences
-from launcher.plan.grid import count
 from launcher.plan.types import Plan
 from launcher.prepare import Prepared, prepare, run_directory_files
 from launcher.rundir import SUBDIRECTORIES, RunDir, publish, replace
 from launcher.schedulers.base import JobRef, Scheduler
 from launcher.schedulers.refusals import cause_of
 from launcher.schedulers.registry import scheduler_for
+from launcher.telemetry.metrics import read_parts
 
-__all__ = ["Submission", "cancel", "check_can_run", "render_to", "resume", "scale", "submit"]
+__all__ = [
+    "Submission",
+    "cancel",
+    "check_can_run",
+    "render_to",
+    "resume",
+    "retry_errors",
+    "scale",
+    "submit",
+]
 
 # What this version can start; the others can be planned and rendered.
 _STARTABLE = frozenset({"echo", "transformers"})
@@ -104,6 +116,38 @@ def scale(run: RunDir, replicas: int) -> Submission:
     )
     _write(dataclasses.replace(prepared, run=run, identity=run.identity()))
     return _start(run, scheduler)
+
+
+def retry_errors(run: RunDir, codes: Sequence[str] = ()) -> Submission:
+    """Answer the error rows of a finished run again, or only those whose error is of ``codes``.
+
+    Raises
+    ------
+    PlanError
+        ``retry.unfinished``, ``retry.nothing``.
+    SchedulerError
+        The scheduler refused.
+    """
+    if not _finished(run):
+        message = f"{run.path} is not finished, and its errors may become more"
+        hint = f"wait for it, or `hpc-llm resume {run.path}`"
+        raise PlanError(Problem("retry.unfinished", message, hint=hint))
+    found = _errors(run)
+    chosen = {unit for unit, own in found.items() if not codes or own & set(codes)}
+    if not chosen:
+        there = ", ".join(sorted(set().union(*found.values()))) or "none"
+        message = f"no row is an error of code {', '.join(codes) or 'any'}; there are {there}"
+        raise PlanError(Problem("retry.nothing", message))
+    run.create_overlay(sorted(chosen), list(codes) or None)
+    return _start(run, scheduler_for(run.newest_plan().scheduler))
+
+
+def _errors(run: RunDir) -> dict[int, set[str]]:
+    """The codes of the errors that each unit still has."""
+    parts = count_parts(run, read_parts(run.path / "metrics"))
+    failed = (unit for (overlay, unit), counts in parts.items() if not overlay and counts["error"])
+    last = max(run.overlays(), default=0) + 1
+    return {unit: set(error_codes(run, unit, below=last).values()) for unit in failed}
 
 
 def cancel(run: RunDir) -> list[str]:
@@ -227,12 +271,16 @@ def _unwritable(run: RunDir, exc: OSError) -> Problem:
 
 def _standing(run: RunDir, scheduler: Scheduler) -> Submission | None:
     """What makes another job needless: the run is done, or a job of it is live."""
-    if run.done_path.exists() and len(run.published_units()) == count(run.identity().grid):
+    if _finished(run):
         return Submission(run=run, how="done")
     # What was cancelled does no more work, even while its job is still seen to end.
     working = run.identity_path.exists() and not run.stop_path.exists()
     live = _live(run, scheduler) if working else []
     return Submission(run=run, how="attached", job=live[0]) if live else None
+
+
+def _finished(run: RunDir) -> bool:
+    return run.done_path.exists() and open_pass(run, run.identity()) is None
 
 
 def _live(run: RunDir, scheduler: Scheduler) -> list[JobRef]:

@@ -83,7 +83,8 @@ class OpenUnit:
 
     def close(self) -> None:
         """Let go of the log, which stays for the next owner unless the part is out."""
-        self._log.close()
+        with self._writing:
+            self._log.close()
 
     def publish(self) -> PartCounts | None:
         """Make the part, and remove the logs that it replaces.
@@ -104,12 +105,12 @@ class OpenUnit:
             what = f"the rows of unit {self.unit} were not read in order, each once"
             raise OutputError(Problem("run.disorder", what))
         with self._writing:
-            self._unlogged.clear()
             try:
                 created = publish(self._part, _lines(records))
             except FileNotFoundError:
                 return None
-            self.close()
+            self._unlogged.clear()
+            self._log.close()
             for log in self._logs:
                 log.unlink(missing_ok=True)
         return self._counts(records) if created else None

@@ -14,7 +14,7 @@ from launcher.errors import OutputError, Problem
 from launcher.rundir import RunDir, publish
 from launcher.telemetry.metrics import read_parts
 
-__all__ = ["Tally", "finish", "tally"]
+__all__ = ["Tally", "count_parts", "finish", "tally"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +40,31 @@ def tally(run: RunDir, noted: Iterable[Mapping[str, Any]]) -> Tally:
     OutputError
         ``output.damaged`` for a part that is not what a runner publishes.
     """
-    known = {(entry["overlay"], entry["unit"]): entry for entry in noted}
-    first: list[Mapping[str, int]] = []
-    repeated: list[Mapping[str, int]] = []
-    for found in all_passes(run, run.identity()):
-        for unit in run.published_units(found.overlay):
-            place = (found.overlay, unit)
-            counts = known.get(place) or _count(run.part_path(unit, found.overlay))
-            (repeated if found.overlay else first).append(counts)
-    mended = sum(c["ok"] for c in repeated)
+    parts = count_parts(run, noted)
+    mended = sum(counts["ok"] for (overlay, _), counts in parts.items() if overlay)
+    failed = sum(counts["error"] for (overlay, _), counts in parts.items() if not overlay)
     return Tally(
-        ok=sum(c["ok"] for c in first) + mended,
-        error=sum(c["error"] for c in first) - mended,
-        prompt_tokens=sum(c["prompt_tokens"] for c in (*first, *repeated)),
-        completion_tokens=sum(c["completion_tokens"] for c in (*first, *repeated)),
+        ok=sum(counts["ok"] for counts in parts.values()),
+        error=failed - mended,
+        prompt_tokens=sum(counts["prompt_tokens"] for counts in parts.values()),
+        completion_tokens=sum(counts["completion_tokens"] for counts in parts.values()),
     )
+
+
+def count_parts(
+    run: RunDir, noted: Iterable[Mapping[str, Any]]
+) -> dict[tuple[int, int], Mapping[str, int]]:
+    """The counts of every published part by ``(overlay, unit)``; parameters as in `tally`."""
+    known = {(entry["overlay"], entry["unit"]): entry for entry in noted}
+    places = (
+        (found.overlay, unit)
+        for found in all_passes(run, run.identity())
+        for unit in run.published_units(found.overlay)
+    )
+    return {
+        (overlay, unit): known.get((overlay, unit)) or _count(run.part_path(unit, overlay))
+        for overlay, unit in places
+    }
 
 
 def finish(run: RunDir) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from launcher.data.leases import Leases
 from launcher.data.open_unit import OpenUnit
@@ -29,6 +29,8 @@ from launcher.runner.breaker import Breaker
 from launcher.telemetry.metrics import PartCounts
 
 __all__ = ["Dispatcher", "Totals"]
+
+T = TypeVar("T")
 
 POLL_S = 1.0
 # A kill loses what was finished in the last FLUSH_S, the death of a node that of SYNC_S.
@@ -76,7 +78,7 @@ class Dispatcher:
     plan_number: str
     leases: Leases
     published: Callable[[PartCounts], None]
-    breaker: Breaker = field(default_factory=lambda: Breaker(tolerated=0.0))
+    breaker: Breaker
     totals: Totals = field(default_factory=Totals)
     phase: Literal["starting", "running", "leaving"] = "starting"
     _pass: Pass | None = None
@@ -121,7 +123,9 @@ class Dispatcher:
             while unit is not None and not self._leaving:
                 await self._feed(unit, answering)
                 unit = await self._next()
-            await self._drain()
+                if unit is None:
+                    await self._drain()
+                    unit = await self._next()  # the end of one pass may open another
         finally:
             for task in (keeping, *self._tasks):
                 task.cancel()
@@ -152,7 +156,7 @@ class Dispatcher:
     async def _next(self) -> OpenUnit | None:
         """The next unit; waits while others still work on the last ones and might die."""
         while not self._leaving:
-            unit = await asyncio.to_thread(self.claim)
+            unit = await self._unless_failed(asyncio.to_thread(self.claim))
             if unit is not None:
                 return unit
             if await asyncio.to_thread(self._nothing_left):
@@ -178,7 +182,7 @@ class Dispatcher:
         assert self._pass is not None  # noqa: S101 - the unit was claimed in it
         wanted = await asyncio.to_thread(self._pass.wanted, unit.unit)
         rows = read_unit(self.identity.inputs, self.identity.grid, unit.unit)
-        while batch := await asyncio.to_thread(_some, rows):
+        while batch := await self._unless_failed(asyncio.to_thread(_some, rows)):
             for row in batch:
                 key = (row.file, row.offset)
                 if wanted is not None and key not in wanted:
@@ -278,15 +282,16 @@ class Dispatcher:
         if failure is not None and self._failure is not None and not self._failure.done():
             self._failure.set_exception(failure)
 
-    async def _unless_failed(self, waiting: Awaitable[object]) -> None:
+    async def _unless_failed(self, waiting: Awaitable[T]) -> T:
         """Await ``waiting``, or raise as soon as the engine is found dead."""
         assert self._failure is not None  # noqa: S101 - work() made it
-        task: asyncio.Future[Any] = asyncio.ensure_future(waiting)
-        await asyncio.wait({task, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.ensure_future(waiting)
+        both: set[asyncio.Future[Any]] = {task, self._failure}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if self._failure.done():
             task.cancel()
             self._failure.result()
-        task.result()
+        return task.result()
 
 
 def _flush(units: Iterable[OpenUnit], *, sync: bool) -> None:

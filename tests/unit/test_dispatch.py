@@ -6,130 +6,20 @@ import asyncio
 import dataclasses
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
-from run_making import json_lines, make_identity, make_plan, make_run
+from dispatching import LIMIT_S, ROWS_PER_UNIT, ToldEngine, at_once, scene, scene_of, until, work
+from run_making import json_lines, make_identity, make_plan
 
 from launcher.data.leases import Leases
-from launcher.data.open_unit import OpenUnit
-from launcher.engines.base import Capabilities, Completion, Request
 from launcher.errors import OutputError, Problem, RowError, RunError
 from launcher.plan import grid
 from launcher.plan.types import UnitGrid
 from launcher.process import ProcessIds
 from launcher.rundir import RunDir, publish
-from launcher.runner.dispatch import Dispatcher
 from launcher.runner.replica import ReplicaTask, run_replica
-from launcher.telemetry.metrics import PartCounts
-
-ROWS_PER_UNIT = 4
-LIMIT_S = 20.0
-
-
-@dataclass
-class ToldEngine:
-    """Answers with what ``tell`` does; counts how many requests it holds at once."""
-
-    tell: Callable[[str], Awaitable[str]]
-    held: int = 0
-    most: int = 0
-    asked: list[str] = field(default_factory=list)
-
-    async def start(self) -> Capabilities:
-        return Capabilities(max_in_flight=8, chat_template=False)
-
-    async def generate(self, request: Request) -> Completion:
-        assert request.text is not None
-        self.asked.append(request.text)
-        self.held += 1
-        self.most = max(self.most, self.held)
-        try:
-            answer = await self.tell(request.text)
-        finally:
-            self.held -= 1
-        return Completion(text=answer, finish_reason="stop", prompt_tokens=2, completion_tokens=3)
-
-    async def abort(self, request_id: str) -> None:
-        raise NotImplementedError
-
-    def stats(self) -> Mapping[str, float]:
-        return {}
-
-    async def close(self) -> None:
-        return None
-
-
-async def at_once(text: str) -> str:
-    return text
-
-
-@dataclass
-class Scene:
-    """A run of ``units`` units of equal rows, and its dispatcher."""
-
-    dispatcher: Dispatcher
-    counts: list[PartCounts]
-
-    @property
-    def run(self) -> RunDir:
-        return self.dispatcher.run
-
-    def published(self) -> set[int]:
-        return self.run.published_units()
-
-    def part(self, unit: int) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.run.part_path(unit).read_bytes().splitlines()]
-
-    def texts(self) -> list[str]:
-        rows = [row for unit in sorted(self.published()) for row in self.part(unit)]
-        return [row["response"]["text"] for row in rows]
-
-    def claim(self) -> OpenUnit:
-        unit = self.dispatcher.claim()
-        assert unit is not None
-        return unit
-
-
-def scene(folder: Path, units: int, *, rows_per_unit: int = ROWS_PER_UNIT) -> Scene:
-    lines = [{"text": f"row-{n:04}"} for n in range(units * rows_per_unit)]
-    data = json_lines(lines)
-    size = len(data) // units
-    identity = make_identity(
-        folder,
-        data,
-        grid=UnitGrid(total_bytes=len(data), unit_bytes=size, head_units=units, tail_bytes=size),
-    )
-    counts: list[PartCounts] = []
-    run = make_run(folder / "run", identity)
-    return Scene(
-        Dispatcher(
-            run=run,
-            identity=identity,
-            plan_number="0001",
-            leases=Leases(run, "worker"),
-            published=counts.append,
-        ),
-        counts,
-    )
-
-
-def work(found: Scene, engine: ToldEngine, window: int = 8) -> bool:
-    async def limited() -> bool:
-        unit = found.claim()
-        return await asyncio.wait_for(found.dispatcher.work(engine, window, unit), LIMIT_S)
-
-    return asyncio.run(limited())
-
-
-async def until(true: Callable[[], bool]) -> None:
-    deadline = asyncio.get_running_loop().time() + LIMIT_S
-    while not true():
-        assert asyncio.get_running_loop().time() < deadline, "it never came true"
-        await asyncio.sleep(0.005)
 
 
 def test_every_row_is_answered_once_in_its_place(tmp_path: Path) -> None:
@@ -140,7 +30,8 @@ def test_every_row_is_answered_once_in_its_place(tmp_path: Path) -> None:
     assert sorted(engine.asked) == found.texts()
     assert found.dispatcher.totals.rows == 20
     assert found.dispatcher.totals.in_flight == 0
-    assert [(c.unit, c.ok, c.error) for c in found.counts] == [(u, 4, 0) for u in range(5)]
+    counts = sorted((c.unit, c.ok, c.error) for c in found.counts)
+    assert counts == [(unit, 4, 0) for unit in range(5)]
     assert sum(c.completion_tokens for c in found.counts) == 60
 
 
@@ -326,25 +217,13 @@ def test_leaving_while_waiting_for_others_does_not_wait_on(tmp_path: Path) -> No
 def test_a_unit_without_rows_is_an_empty_part(tmp_path: Path) -> None:
     data = json_lines([{"text": "x" * 300}, {"text": "y"}])
     cut = UnitGrid(total_bytes=len(data), unit_bytes=64, head_units=len(data) // 64, tail_bytes=64)
-    identity = make_identity(tmp_path, data, grid=cut)
-    run = make_run(tmp_path / "run", identity)
-    counts: list[PartCounts] = []
-    found = Scene(
-        Dispatcher(
-            run=run,
-            identity=identity,
-            plan_number="0001",
-            leases=Leases(run, "worker"),
-            published=counts.append,
-        ),
-        counts,
-    )
+    found = scene_of(tmp_path, make_identity(tmp_path, data, grid=cut))
     assert work(found, ToldEngine(at_once))
     assert found.published() == set(grid.units(cut))
     sizes = [len(found.part(unit)) for unit in grid.units(cut)]
     assert sum(sizes) == 2
     assert sizes.count(0) == len(sizes) - 2
-    assert len(counts) == len(sizes)
+    assert len(found.counts) == len(sizes)
 
 
 def other(run: RunDir, worker: str, *, released: bool = False) -> None:

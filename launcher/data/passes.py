@@ -31,10 +31,6 @@ class Pass:
     units: Sequence[int]
     codes: Collection[str] | None = None
 
-    def open_units(self) -> set[int]:
-        """Those whose part is not out."""
-        return set(self.units) - self.run.published_units(self.overlay)
-
     def wanted(self, unit: int) -> set[Key] | None:
         """The rows of ``unit`` to be answered; None for all."""
         if not self.overlay:
@@ -53,9 +49,12 @@ def all_passes(run: RunDir, identity: RunIdentity) -> list[Pass]:
     ]
 
 
-def open_pass(run: RunDir, identity: RunIdentity) -> Pass | None:
-    """The pass to work on; None when nothing is left to do."""
-    return next((found for found in all_passes(run, identity) if found.open_units()), None)
+def open_pass(run: RunDir, identity: RunIdentity) -> tuple[Pass, set[int]] | None:
+    """The pass to work on, and its units that are not published; None when all of all are."""
+    for found in all_passes(run, identity):
+        if left := set(found.units) - run.published_units(found.overlay):
+            return found, left
+    return None
 
 
 def error_codes(run: RunDir, unit: int, *, below: int) -> Mapping[Key, str]:

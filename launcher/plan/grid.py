@@ -12,7 +12,7 @@ __all__ = ["count", "make_grid", "span", "units"]
 
 _HEAD_SHARE = (9, 10)  # of the bytes; a fraction of integers, as floats lose bytes from 2**53 on
 _FEW_HEAD_UNITS = 200
-_MANY_HEAD_UNITS = 4000
+_MANY_HEAD_UNITS = 3000
 _SMALLEST_BYTES = 256  # a dozen prompts still make several units
 _LARGEST_BYTES = 16 * 1024**2  # what one replica reads, and may do again after a crash
 _TAIL_DIVISOR = 4
@@ -29,7 +29,7 @@ def make_grid(total_bytes: int) -> UnitGrid:
     Returns
     -------
     UnitGrid
-        At most 4,000 head units: beyond 60 GB or so units grow instead of multiplying, so that
+        At most 3,000 head units: beyond 50 GB or so units grow instead of multiplying, so that
         the number of files of a run does not grow with its data.
 
     >>> make_grid(1000)

@@ -82,6 +82,7 @@ class Dispatcher:
     totals: Totals = field(default_factory=Totals)
     phase: Literal["starting", "running", "leaving"] = "starting"
     _pass: Pass | None = None
+    _left: set[int] = field(default_factory=set)
     _untried: Iterator[int] = field(default_factory=lambda: iter(()))
     _open: dict[int, OpenUnit] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -132,7 +133,7 @@ class Dispatcher:
             if self._failure.done():
                 self._failure.exception()  # looked at, whatever else ended the work
             self._let_go()
-        return open_pass(self.run, self.identity) is None
+        return not self._left or self._is_done()
 
     def claim(self) -> OpenUnit | None:
         """A unit that is neither published nor another living worker's, or None.
@@ -145,13 +146,21 @@ class Dispatcher:
                 generation = self.leases.claim(unit)
                 if generation and not self.run.part_path(unit, self.leases.overlay).exists():
                     return OpenUnit(self.run, unit, generation, self.leases.overlay)
-            self._pass = open_pass(self.run, self.identity)
-            if self._pass is None:
+            if self._is_done():
                 return None
-            self.leases.overlay = self._pass.overlay
-            left = self._pass.open_units()
-            self._untried = (u for u in self._pass.units if u in left and u not in self._open)
         return None
+
+    def _is_done(self) -> bool:
+        """Look at what is published; whether that is all."""
+        found = open_pass(self.run, self.identity)
+        if found is None:
+            self._pass, self._left = None, set()
+            return True
+        self._pass, self._left = found
+        self.leases.overlay = self._pass.overlay
+        left = self._left - self._open.keys()
+        self._untried = (unit for unit in self._pass.units if unit in left)
+        return False
 
     async def _next(self) -> OpenUnit | None:
         """The next unit; waits while others still work on the last ones and might die."""
@@ -159,15 +168,10 @@ class Dispatcher:
             unit = await self._unless_failed(asyncio.to_thread(self.claim))
             if unit is not None:
                 return unit
-            if await asyncio.to_thread(self._nothing_left):
+            if self._left <= self._open.keys():  # all that is not published is answered here
                 return None
             await self._unless_failed(asyncio.sleep(POLL_S))
         return None
-
-    def _nothing_left(self) -> bool:
-        """Whether all that is not published is being answered here."""
-        self._pass = open_pass(self.run, self.identity)
-        return self._pass is None or self._pass.open_units() <= self._open.keys()
 
     @property
     def _leaving(self) -> bool:

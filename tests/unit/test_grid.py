@@ -37,7 +37,7 @@ def test_the_last_tenth_is_cut_into_quarters(total: int) -> None:
 @given(total=totals)
 def test_there_are_never_many_units(total: int) -> None:
     grid = make_grid(total)
-    assert grid.head_units <= 4000
+    assert grid.head_units <= 3000
     assert count(grid) < 20_000
 
 
@@ -53,7 +53,7 @@ def test_small_data_make_about_200_head_units() -> None:
 def test_units_hold_16_mib_at_most_until_there_would_be_too_many() -> None:
     assert make_grid(50 * 10**9).unit_bytes == 16 * MiB
     assert make_grid(10**13).unit_bytes > 16 * MiB
-    assert make_grid(10**13).head_units == 4000
+    assert make_grid(10**13).head_units == 3000
 
 
 def test_no_bytes_make_no_units() -> None:

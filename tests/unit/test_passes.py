@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from run_making import json_lines, make_identity, make_run
 
-from launcher.data.passes import all_passes, error_codes, open_pass
+from launcher.data.passes import Pass, all_passes, error_codes, open_pass
 from launcher.data.tally import Tally, finish, tally
 from launcher.errors import OutputError
 from launcher.plan.types import UnitGrid
@@ -35,17 +35,22 @@ def row(place: int, code: str | None = None, *, tokens: int = 3) -> dict[str, An
     return {"id": None, "row": [0, place], "status": "ok", "usage": usage}
 
 
+def opened(run: RunDir) -> tuple[Pass, set[int]]:
+    found = open_pass(run, run.identity())
+    assert found is not None
+    return found
+
+
 def part(run: RunDir, unit: int, rows: Iterable[dict[str, Any]], overlay: int = 0) -> None:
     assert publish(run.part_path(unit, overlay), json_lines(list(rows)))
 
 
 def test_the_first_pass_is_open_until_every_part_is_out(run: RunDir) -> None:
     identity = run.identity()
-    found = open_pass(run, identity)
-    assert found is not None
-    assert (found.overlay, found.open_units(), found.wanted(0)) == (0, {0, 1}, None)
+    first, left = opened(run)
+    assert (first.overlay, left, first.wanted(0)) == (0, {0, 1}, None)
     part(run, 0, [row(0)])
-    assert found.open_units() == {1}
+    assert opened(run)[1] == {1}
     part(run, 1, [row(9)])
     assert open_pass(run, identity) is None
 
@@ -55,8 +60,7 @@ def test_an_overlay_repeats_the_rows_that_are_errors_still(run: RunDir) -> None:
     part(run, 1, [row(9, BAD)])
     identity = run.identity()
     assert run.create_overlay([0, 1], None) == 1
-    first = open_pass(run, identity)
-    assert first is not None
+    first, _ = opened(run)
     assert (first.overlay, first.wanted(0), first.wanted(1)) == (1, {(0, 0), (0, 2)}, {(0, 9)})
     part(run, 0, [row(0), row(2, BAD)], overlay=1)
     part(run, 1, [row(9, WORSE)], overlay=1)
@@ -64,9 +68,8 @@ def test_an_overlay_repeats_the_rows_that_are_errors_still(run: RunDir) -> None:
     assert dict(error_codes(run, 0, below=2)) == {(0, 2): BAD}
     assert dict(error_codes(run, 0, below=1)) == {(0, 0): BAD, (0, 2): WORSE}
     assert run.create_overlay([1], [WORSE]) == 2
-    second = open_pass(run, identity)
-    assert second is not None
-    assert (second.open_units(), second.wanted(1)) == ({1}, {(0, 9)})
+    second, left = opened(run)
+    assert (left, second.wanted(1)) == ({1}, {(0, 9)})
     assert [found.overlay for found in all_passes(run, identity)] == [0, 1, 2]
 
 

@@ -19,9 +19,9 @@ import msgspec
 
 from launcher import resources
 from launcher.checkpoints import Checkpoint, FoundModel, find_model
-from launcher.data.inputs import freeze, total_bytes
+from launcher.data.inputs import freeze, slow_starts, total_bytes
 from launcher.data.prompts import check_prompt
-from launcher.data.rows import sample
+from launcher.data.rows import extent, sample
 from launcher.errors import Location, PlanError, Problem, SpecError
 from launcher.jobzip import build_zip
 from launcher.plan.capabilities import ENGINES
@@ -145,7 +145,7 @@ def run_directory_files(prepared: Prepared, *, plan_number: str) -> dict[str, by
     )
     texts["job.yaml"] = prepared.job_text
     texts["site.yaml"] = prepared.site.text
-    texts["run.json"] = _json(prepared.identity.to_json())
+    texts["run.json"] = _run_json(prepared.identity)
     texts[f"plans/{plan_number}.json"] = _json(plan.to_json())
     return {**{name: text.encode() for name, text in texts.items()}, f"lib/{lib}": archive}
 
@@ -216,15 +216,18 @@ def _inputs(job: JobSpec, base: Path, where: Location) -> tuple[InputFile, ...]:
     paths = [job.input.path] if isinstance(job.input.path, str) else job.input.path
     homed = [os.path.expanduser(path) for path in paths]  # noqa: PTH111 - as in `_from`
     # Never joined with `base`: in a directory called [1], that would be a part of the pattern.
-    return freeze(homed, base=base, where=where)
+    return freeze(homed, base=base, where=where, newlines=job.input.newlines)
 
 
 def _reads(inputs: Sequence[InputFile], checkpoint: Checkpoint | None) -> set[str]:
     """The directories that hold input and model, and those that links in them lead to."""
-    files = {Path(entry.path) for entry in inputs}
+    files = [entry.path for entry in inputs]
     if checkpoint is not None:
-        files.update(checkpoint.path.iterdir())
-    return {str(path.parent) for file in files for path in (file, file.resolve())}
+        files += map(str, checkpoint.path.iterdir())
+    # There may be 10^5 files: only links and directories are worth a walk to where they lead.
+    links = (os.path.realpath(file) for file in files if os.path.islink(file))  # noqa: PTH114 - text
+    homes = {os.path.dirname(file) for file in (*files, *links)}  # noqa: PTH120 - as above
+    return homes | set(map(os.path.realpath, homes))
 
 
 def _facts(
@@ -262,7 +265,7 @@ def _identity(
         sampling=Sampling(
             **{**msgspec.structs.asdict(job.sampling), "stop": tuple(job.sampling.stop)}
         ),
-        grid=make_grid(total_bytes(inputs) if limit is None else _bytes_of_rows(inputs, limit)),
+        grid=make_grid(total_bytes(inputs) if limit is None else extent(inputs, limit)),
         keep=job.output.keep if isinstance(job.output.keep, str) else tuple(job.output.keep),
     )
 
@@ -280,15 +283,7 @@ def _check_input(
     problems = check_prompt(prompt, rows, where=source.at(f"$.input.{key}"))
     if any(p.severity == "error" for p in problems):
         raise SpecError(problems)
-    return problems
-
-
-def _bytes_of_rows(inputs: tuple[InputFile, ...], limit: int) -> int:
-    """Bytes up to the end of the first ``limit`` rows of the concatenation."""
-    rows = sample(inputs, limit + 1)
-    if len(rows) <= limit:
-        return total_bytes(inputs)
-    return total_bytes(inputs[: rows[limit].file]) + rows[limit].offset
+    return [*problems, *slow_starts(inputs, source.at("$.input.path"))]
 
 
 def _run_dir(job: JobSpec, base: Path, where: Location, limit: int | None) -> RunDir:
@@ -331,7 +326,18 @@ def _normal(parts: Sequence[str]) -> list[str]:
     return kept
 
 
+def _run_json(identity: RunIdentity) -> str:
+    """``run.json``: each input file on one line, for there may be 10^5."""
+    data = identity.to_json()
+    files = ",\n    ".join(json.dumps(entry, ensure_ascii=False) for entry in data.pop("inputs"))
+    head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
+    return _utf8(f'{head},\n  "inputs": [\n    {files}\n  ]\n}}\n')
+
+
 def _json(data: object) -> str:
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return _utf8(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def _utf8(text: str) -> str:
     # A file name that is not UTF-8 holds lone surrogates, which JSON can only have escaped.
     return text.encode("utf-8", "backslashreplace").decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from launcher.data.rows import sample
 from launcher.errors import RowError
 from launcher.prepare import Prepared
 
-__all__ = ["PreviewRow", "chat_text", "preview"]
+__all__ = ["PreviewRow", "chat_text", "final_text", "preview"]
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -46,9 +47,14 @@ def preview(prepared: Prepared, limit: int) -> list[PreviewRow]:
     """The first ``limit`` rows of the job's input as final prompts."""
     identity = prepared.identity
     builder = PromptBuilder(identity.prompt, identity.sampling)
-    model = prepared.resolution.plan.model_path
-    as_text = _template_of(Path(model)) if model else _as_turns
+    as_text = final_text(prepared)
     return [_row(builder, row, as_text) for row in sample(identity.inputs, limit)]
+
+
+def final_text(prepared: Prepared) -> Callable[[Messages], str]:
+    """What makes turns the text that the model gets; without a template, the turns as they are."""
+    model = prepared.resolution.plan.model_path
+    return _template_of(Path(model)) if model else _as_turns
 
 
 def _row(builder: PromptBuilder, row: Any, as_text: Callable[[Messages], str]) -> PreviewRow:
@@ -101,6 +107,16 @@ def chat_text(template: str, messages: Messages, special_tokens: Mapping[str, st
     ``_compile_jinja_template``): sandboxed, blocks trimmed, loop controls, ``tojson`` without
     HTML escapes, ``raise_exception``.
     """
+    try:
+        return _compiled(template).render(
+            messages=messages, add_generation_prompt=True, **special_tokens
+        )
+    except jinja2.TemplateError as exc:
+        raise RowError("template_error", f"the chat template refuses the row: {exc}") from exc
+
+
+@lru_cache(maxsize=1)
+def _compiled(template: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -108,12 +124,7 @@ def chat_text(template: str, messages: Messages, special_tokens: Mapping[str, st
         value, ensure_ascii=False, **options
     )
     environment.globals["raise_exception"] = _refuse
-    try:
-        return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, **special_tokens
-        )
-    except jinja2.TemplateError as exc:
-        raise RowError("template_error", f"the chat template refuses the row: {exc}") from exc
+    return environment.from_string(template)
 
 
 def _refuse(message: str) -> None:

@@ -13,12 +13,12 @@ from run_making import json_lines, make_identity, make_run
 
 from launcher.data.leases import Leases
 from launcher.data.open_unit import OpenUnit
+from launcher.data.tally import PartCounts
 from launcher.engines.base import Capabilities, Completion, Request
 from launcher.plan.types import RunIdentity, UnitGrid
 from launcher.rundir import RunDir
 from launcher.runner.breaker import Breaker
 from launcher.runner.dispatch import Dispatcher
-from launcher.telemetry.metrics import PartCounts
 
 __all__ = [
     "LIMIT_S",

@@ -26,10 +26,12 @@ COMMANDS = (
         "resume",
         "scale",
         "results",
+        "peek",
+        "retry-errors",
     ),
     *("list", "site", "models", "schema", "config", "explain"),
 )
-_MODULES: Mapping[str, str] = {"list": "list_runs"}
+_MODULES: Mapping[str, str] = {"list": "list_runs", "retry-errors": "retry_errors"}
 
 
 class _LazyGroup(click.Group):

@@ -11,6 +11,7 @@ import click
 from launcher.cli.answer import Answer, AnswerCommand, columns, job_options
 
 if TYPE_CHECKING:
+    from launcher.inputcheck import InputReport, Lengths
     from launcher.prepare import Prepared
 
 __all__ = ["command", "plan_data"]
@@ -19,7 +20,10 @@ __all__ = ["command", "plan_data"]
 @click.command("plan", cls=AnswerCommand)
 @job_options
 @click.option("--explain", is_flag=True, help="Say where each value came from.")
-def command(job: str, site: str | None, settings: tuple[str, ...], *, explain: bool) -> Answer:
+@click.option("--check-input", is_flag=True, help="Look at a sample of the input, tokens too.")
+def command(
+    job: str, site: str | None, settings: tuple[str, ...], *, explain: bool, check_input: bool
+) -> Answer:
     """Show how JOB would run and where every rank would sit. Writes nothing."""
     from launcher.plan.picture import draw, summary
     from launcher.prepare import prepare
@@ -31,7 +35,38 @@ def command(job: str, site: str | None, settings: tuple[str, ...], *, explain: b
         rows = [(d.key, d.value, d.source) for d in prepared.resolution.decisions]
         sections.append(columns([("value of", "is", "because of"), *rows]))
     data = plan_data(prepared)
+    if check_input:
+        from launcher import inputcheck
+
+        report = inputcheck.check_input(prepared, with_tokens=True)
+        sections.append(columns(_input_rows(report)))
+        data["input"] = dataclasses.asdict(report)
     return Answer(data=data, text="\n\n".join(sections), problems=prepared.warnings)
+
+
+def _input_rows(report: InputReport) -> list[tuple[str, str]]:
+    whole = "all there are" if report.whole else "a sample"
+    rows = [("input", f"{report.rows_words} looked at, {whole}")]
+    rows.append(("bad rows", f"{report.bad_rows} ({report.bad_rows / report.rows:.1%})"))
+    rows += [
+        (f"  {bad.code}", f"{bad.rows}, the first at {bad.where}: {bad.message}")
+        for bad in report.bad
+    ]
+    rows.append(("prompts", _length_words(report.characters, "characters")))
+    rows.append(("", _length_words(report.tokens, "tokens")))
+    if report.context_tokens is not None:
+        over = "" if report.over_context is None else f", too few for {report.over_context} prompts"
+        rows.append(("context", f"{report.context_tokens:,} tokens{over}"))
+    same = f"{report.duplicate_ids} rows by their id, {report.equal_prompts} by their prompt"
+    rows.append(("seen before", same))
+    return rows
+
+
+def _length_words(lengths: Lengths | None, unit: str) -> str:
+    if lengths is None:
+        why = "no tokenizer at hand" if unit == "tokens" else "none"
+        return f"{unit}: {why}"
+    return f"{unit}: median {lengths.median:,}, p95 {lengths.p95:,}, longest {lengths.max:,}"
 
 
 def plan_data(prepared: Prepared) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,8 @@ import click
 from launcher.cli.answer import Answer, AnswerCommand, job_options
 
 if TYPE_CHECKING:
+    from launcher.errors import Problem
+    from launcher.inputcheck import InputReport
     from launcher.prepare import Prepared
 
 __all__ = ["command"]
@@ -37,15 +41,42 @@ def command(
     from launcher.prepare import prepare
 
     prepared = prepare(Path(job), site=site, settings=settings, limit=limit)
+    report, warnings = _look_at_input(prepared)
     if dry_run:
-        return _dry_run(prepared)
+        return _dry_run(prepared, warnings)
     from launcher.cli.follow import started
     from launcher.submit import submit
 
-    return started(submit(prepared), waiting=waiting, warnings=prepared.warnings)
+    answer = started(submit(prepared), waiting=waiting, warnings=warnings)
+    if waiting:  # the text is about the end of the run
+        return answer
+    return dataclasses.replace(answer, text=f"{answer.text}\n{_line(report)}")
 
 
-def _dry_run(prepared: Prepared) -> Answer:
+def _look_at_input(prepared: Prepared) -> tuple[InputReport, list[Problem]]:
+    """A sample of the input, and all warnings, those about single rows in one."""
+    from launcher.inputcheck import check_input, warning_of
+
+    report = check_input(prepared)
+    if (warning := warning_of(report)) is None:
+        return report, list(prepared.warnings)
+    return report, [*(p for p in prepared.warnings if p.code not in _ABOUT_ROWS), warning]
+
+
+# Warnings of `prepare` about the first hundred rows, which are in the sample, too.
+_ABOUT_ROWS = {
+    "input.invalid-rows",
+    "input.missing-field",
+    "input.template",
+    "input.unsafe-template",
+}
+
+
+def _line(report: InputReport) -> str:
+    return f"{report.rows_words} looked at, {report.bad_rows} would be errors"
+
+
+def _dry_run(prepared: Prepared, warnings: Sequence[Problem]) -> Answer:
     from launcher.prepare import run_directory_files
     from launcher.submit import check_directory, next_plan_number
 
@@ -56,4 +87,4 @@ def _dry_run(prepared: Prepared) -> Answer:
     parts = [texts["script.sh"].rstrip("\n")]
     if "engine.yaml" in texts:
         parts.append("# engine.yaml\n" + texts["engine.yaml"].rstrip("\n"))
-    return Answer(data=data, text="\n\n".join(parts), problems=prepared.warnings)
+    return Answer(data=data, text="\n\n".join(parts), problems=warnings)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from launcher.data.tally import PartCounts
 from launcher.data.wal import Key, Record, UnitLog, scan
 from launcher.errors import OutputError, Problem
 from launcher.rundir import RunDir, publish
-from launcher.telemetry.metrics import PartCounts
 
 __all__ = ["OpenUnit"]
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+from launcher.data.prompts import asks_for_completion
 from launcher.data.rows import Row
 from launcher.errors import RowError
 
@@ -14,6 +15,7 @@ __all__ = ["Answer", "encode", "error_row", "ok_row", "to_openai"]
 # Another try may well succeed; what is wrong with the row itself stays wrong.
 _RETRYABLE = frozenset({"cancelled", "engine_crash", "engine_error", "timeout"})
 _STATUS = {
+    "invalid_csv": 400,
     "invalid_json": 400,
     "invalid_utf8": 400,
     "not_an_object": 400,
@@ -25,8 +27,10 @@ _STATUS = {
     "missing_field": 422,
     "template_error": 422,
     "unsafe_template": 422,
+    "timeout": 504,
 }
 _SERVER_ERROR = 500
+_COMPLETION = "text_completion"
 _PLAIN = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _ESCAPED = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
@@ -62,12 +66,18 @@ def ok_row(
         Number of the plan it was answered under, as in ``plans/NNNN.json``.
     keep
         Which of the row's fields are repeated under ``input``; names it lacks are left out.
+
+    Notes
+    -----
+    The answer to an OpenAI line that asks for a bare completion says so by ``object``, as nothing
+    else in an output row tells it from a chat.
     """
+    bare = row.fields is not None and asks_for_completion(row.fields)
     return {
         "id": prompt_id,
         "row": [row.file, row.offset],
         "status": "ok",
-        "response": {"text": answer.text},
+        "response": {"text": answer.text, **({"object": _COMPLETION} if bare else {})},
         "usage": {
             "prompt_tokens": answer.prompt_tokens,
             "completion_tokens": answer.completion_tokens,
@@ -116,7 +126,9 @@ def encode(record: Mapping[str, Any]) -> bytes:
         return _ESCAPED.encode(record).encode() + b"\n"
 
 
-def to_openai(record: Mapping[str, Any], *, model: str, created_s: int = 0) -> dict[str, Any]:
+def to_openai(
+    record: Mapping[str, Any], *, model: str, created_s: int = 0, chat: bool = True
+) -> dict[str, Any]:
     """``record`` as a line of an OpenAI batch output (or error) file.
 
     Parameters
@@ -125,6 +137,8 @@ def to_openai(record: Mapping[str, Any], *, model: str, created_s: int = 0) -> d
         From `ok_row` or `error_row`.
     created_s
         Unix time to give as ``created``; output rows carry no clock.
+    chat
+        Whether an answered row went through the chat template: it decides the form of the body.
 
     Notes
     -----
@@ -133,9 +147,10 @@ def to_openai(record: Mapping[str, Any], *, model: str, created_s: int = 0) -> d
     where the row has no id.
     """
     file, offset = record["row"]
-    status, body = (
-        _chat_completion(record, model, created_s) if record["status"] == "ok" else _refusal(record)
-    )
+    if record["status"] == "ok":
+        status, body = 200, _completion(record, model, created_s, chat=chat)
+    else:
+        status, body = _refusal(record)
     return {
         "id": f"batch_req_{file}_{offset}",
         "custom_id": f"{file}:{offset}" if record["id"] is None else record["id"],
@@ -144,32 +159,33 @@ def to_openai(record: Mapping[str, Any], *, model: str, created_s: int = 0) -> d
     }
 
 
-def _chat_completion(
-    record: Mapping[str, Any], model: str, created_s: int
-) -> tuple[int, dict[str, Any]]:
+def _completion(
+    record: Mapping[str, Any], model: str, created_s: int, *, chat: bool
+) -> dict[str, Any]:
     file, offset = record["row"]
     text = record["response"]["text"]
+    message = {"role": "assistant", "content": text, "refusal": None}
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": text, "refusal": None},
+        **({"message": message} if chat else {"text": text}),
         "logprobs": None,
         "finish_reason": record["finish_reason"],
     }
-    return 200, {
-        "id": f"chatcmpl-{file}-{offset}",
-        "object": "chat.completion",
+    return {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{file}-{offset}",
+        "object": "chat.completion" if chat else _COMPLETION,
         "created": created_s,
         "model": model,
         "choices": [choice],
         "usage": record["usage"],
-        "system_fingerprint": None,
+        **({"system_fingerprint": None} if chat else {}),
     }
 
 
 def _refusal(record: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     error = record["error"]
     status = _STATUS.get(error["code"], _SERVER_ERROR)
-    kind = "server_error" if status == _SERVER_ERROR else "invalid_request_error"
+    kind = "server_error" if status >= _SERVER_ERROR else "invalid_request_error"
     what = {"message": error["message"], "type": kind, "param": None, "code": error["code"]}
     return status, {"error": what}
 

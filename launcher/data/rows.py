@@ -1,42 +1,42 @@
-"""Input files to rows: any unit can be read without reading what lies before it.
+"""Input files to rows: any unit can be read without knowing what is in those before it.
 
-A row is one line, known by its file's place in the manifest and the byte its line starts at. It
-belongs to the unit that holds this byte, however far it reaches beyond.
+A row is known by its file's place in the manifest and its coordinate in this file. From that
+follows its place in the virtual concatenation of all files, and so the unit that it belongs to,
+however far it reaches beyond.
 """
 
 from __future__ import annotations
 
-import json
-from codecs import BOM_UTF8
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, BinaryIO
+from itertools import accumulate, islice
+from typing import Any
 
-from launcher.data.inputs import total_bytes
-from launcher.errors import Problem, RowError, RunError
+from launcher.data.readers import Reader, coordinates, open_reader, place
+from launcher.errors import RowError, RunError
 from launcher.plan.grid import span
 from launcher.plan.types import InputFile, UnitGrid
 
-__all__ = ["Row", "read_unit", "sample"]
+__all__ = ["Row", "UnitReader", "extent", "read_unit", "sample"]
 
-# Far below the interpreter's own limit, so that whatever was read can be written again from any
-# depth of the call stack.
-_DEEPEST = 256
+_MOST_OPEN = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the input: either its ``fields``, or the ``error`` that says why there are none.
+    """One row of the input: either its ``fields``, or the ``error`` that says why there are none.
 
     Attributes
     ----------
     file
         Index of its file in the manifest.
     offset
-        Byte of the file that its line starts at.
+        Its coordinate in the file: the byte that it starts at, in a compressed file once that is
+        decompressed; in a Parquet file its number.
     fields
-        The JSON object, or ``{"text": line}`` for a line of a text file.
+        The JSON object, the record, or ``{"text": line}`` for a line of a text file.
     """
 
     file: int
@@ -45,122 +45,130 @@ class Row:
     error: RowError | None = None
 
 
-def read_unit(inputs: Sequence[InputFile], grid: UnitGrid, unit: int) -> Iterator[Row]:
-    r"""The rows whose first byte lies in ``unit``, in input order.
+class UnitReader:
+    r"""The rows of unit after unit. Units in rising order are read in one pass over the files.
 
-    Lines end with ``\n`` or ``\r\n`` and never reach into the next file; those of white space
-    alone are no rows. Memory is that of one line.
-
-    Yields
-    ------
-    Row
-        With an error of code ``invalid_json``, ``not_an_object`` or, in text files,
-        ``invalid_utf8`` where a line is none.
-
-    Raises
-    ------
-    RunError
-        ``input.unreadable``, or ``input.changed`` for a file shorter than in the manifest.
+    A file that cannot be entered anywhere (a compressed one, or CSV whose fields may hold line
+    breaks) is begun anew when a unit lies before what was read last; a few files are kept open.
+    Memory is that of one line, record or batch.
     """
-    return _read(inputs, *span(grid, unit))
+
+    def __init__(self, inputs: Sequence[InputFile], grid: UnitGrid) -> None:
+        self._inputs = inputs
+        self._grid = grid
+        self._starts = [0, *accumulate(entry.span for entry in inputs)]
+        self._readers: OrderedDict[int, Reader] = OrderedDict()
+        self._turn = 0
+
+    def read(self, unit: int) -> Iterator[Row]:
+        r"""The rows whose place lies in ``unit``, in input order.
+
+        Lines end with ``\n`` or ``\r\n`` and never reach into the next file; those of white
+        space alone are no rows. One unit is read at a time: this ends what was read before.
+
+        Yields
+        ------
+        Row
+            With an error of code ``invalid_json``, ``not_an_object``, ``invalid_csv``,
+            ``invalid_utf8`` or ``bad_type`` where it is none.
+
+        Raises
+        ------
+        RunError
+            ``input.unreadable``, ``input.damaged``, ``input.column-names``, or ``input.changed``
+            for a file that holds less than in the manifest.
+        RuntimeError
+            Another unit was begun before this one was read to its end.
+        """
+        start, end = span(self._grid, unit)
+        self._turn += 1
+        return self._rows(start, end, self._turn)
+
+    def close(self) -> None:
+        """Close all files."""
+        self._turn += 1
+        while self._readers:
+            self._readers.popitem()[1].close()
+
+    def __enter__(self) -> UnitReader:  # noqa: PYI034 - Self is not in 3.10
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _rows(self, start: int, end: int, turn: int) -> Iterator[Row]:
+        self._check(turn)
+        number = bisect_right(self._starts, start) - 1
+        while number < len(self._inputs) and self._starts[number] < end:
+            entry, base = self._inputs[number], self._starts[number]
+            first, last = max(start - base, 0), min(end - base, entry.span)
+            if first < last:
+                yield from self._rows_of(number, *coordinates(entry, first, last), turn)
+            number += 1
+
+    def _rows_of(self, number: int, first: int, last: int, turn: int) -> Iterator[Row]:
+        try:
+            for coordinate, found in self._reader(number, first).read(first, last):
+                if isinstance(found, RowError):
+                    yield Row(file=number, offset=coordinate, error=found)
+                else:
+                    yield Row(file=number, offset=coordinate, fields=found)
+                self._check(turn)
+        except RunError:
+            self._close(number)  # where it stands is not known
+            raise
+
+    def _check(self, turn: int) -> None:
+        if turn != self._turn:
+            raise RuntimeError("one unit is read at a time, and another one was begun")
+
+    def _reader(self, number: int, first: int) -> Reader:
+        """The open reader of a file, or a new one where ``first`` is behind it."""
+        reader = self._readers.get(number)
+        if reader is not None and reader.reaches(first):
+            self._readers.move_to_end(number)
+            return reader
+        self._close(number)
+        while len(self._readers) >= _MOST_OPEN:
+            self._close(next(iter(self._readers)))
+        self._readers[number] = open_reader(self._inputs[number])
+        return self._readers[number]
+
+    def _close(self, number: int) -> None:
+        reader = self._readers.pop(number, None)
+        if reader is not None:
+            reader.close()
+
+
+def read_unit(inputs: Sequence[InputFile], grid: UnitGrid, unit: int) -> Iterator[Row]:
+    """The rows of one unit, for who wants no other. Yields and raises as `UnitReader.read`."""
+    with UnitReader(inputs, grid) as reader:
+        yield from reader.read(unit)
 
 
 def sample(inputs: Sequence[InputFile], limit: int) -> list[Row]:
-    """The first ``limit`` rows of the input, or all if there are fewer. Raises as `read_unit`."""
-    return list(islice(_read(inputs, 0, total_bytes(inputs)), limit))
+    """The first ``limit`` rows of the input, or all if there are fewer.
+
+    Raises as `UnitReader.read`.
+    """
+    total = sum(entry.span for entry in inputs)
+    whole = UnitGrid(total_bytes=total, unit_bytes=max(1, total), head_units=1, tail_bytes=1)
+    with UnitReader(inputs, whole) as reader:
+        return list(islice(reader.read(0), limit))
 
 
-def _read(inputs: Sequence[InputFile], start: int, end: int) -> Iterator[Row]:
-    base = 0
-    for number, entry in enumerate(inputs):
-        first, last = max(start - base, 0), min(end - base, entry.size)
-        if first < last:
-            yield from _rows(number, entry, first, last)
-        base += entry.size
+def extent(inputs: Sequence[InputFile], limit: int) -> int:
+    """How much of the virtual concatenation holds the first ``limit`` rows, at least one.
+
+    There may be some more rows in it where several share one virtual byte. Raises as
+    `UnitReader.read`.
+    """
+    rows = sample(inputs, limit + 1)
+    if len(rows) <= limit:
+        return sum(entry.span for entry in inputs)
+    return max(_place(inputs, rows[limit - 1]) + 1, _place(inputs, rows[limit]))
 
 
-def _rows(number: int, entry: InputFile, first: int, last: int) -> Iterator[Row]:
-    parse = _parse_text if entry.path.lower().endswith(".txt") else _parse_json
-    for offset, line in _lines(entry, first, last):
-        body = line.removesuffix(b"\n").removesuffix(b"\r")
-        skipped = len(BOM_UTF8) if offset == 0 and body.startswith(BOM_UTF8) else 0
-        body = body[skipped:]
-        if not body.strip():
-            continue
-        try:
-            yield Row(file=number, offset=offset, fields=parse(body, offset + skipped))
-        except RowError as exc:
-            yield Row(file=number, offset=offset, error=exc)
-
-
-def _lines(entry: InputFile, first: int, last: int) -> Iterator[tuple[int, bytes]]:
-    """The lines of ``entry`` that start in ``[first, last)``, each with its first byte."""
-    with _open(entry) as file:
-        # A line starts where another ends: look for its \n from one byte before, and no further
-        # than `last`, or every unit inside one huge line would read that line to its end.
-        offset = first
-        if first > 0:
-            file.seek(first - 1)
-            rest = file.readline(last - first)
-            if not rest.endswith(b"\n"):
-                return
-            offset += len(rest) - 1
-        while offset < last:
-            line = file.readline(entry.size - offset)
-            if not line:
-                what = f"{entry.path} ends at byte {offset}, it had {entry.size}"
-                hint = "restore the file, or submit to a new output.path"
-                raise RunError(Problem("input.changed", what, hint=hint))
-            yield offset, line
-            offset += len(line)
-
-
-def _open(entry: InputFile) -> BinaryIO:
-    try:
-        return open(entry.path, "rb")  # noqa: PTH123 - text path; the caller closes it
-    except OSError as exc:
-        what = f"{entry.path} cannot be read: {(exc.strerror or str(exc)).lower()}"
-        hint = "check that this node mounts the file system"
-        raise RunError(Problem("input.unreadable", what, hint=hint)) from exc
-
-
-def _parse_text(body: bytes, start: int) -> dict[str, Any]:
-    return {"text": _decode(body, start, "invalid_utf8")}
-
-
-def _parse_json(body: bytes, start: int) -> dict[str, Any]:
-    # Decoded here: given bytes, json.loads also tries UTF-16 and UTF-32.
-    text = _decode(body, start, "invalid_json")
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError as exc:
-        raise RowError("invalid_json", f"not JSON: {exc}") from exc
-    if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise RowError("not_an_object", f"the line holds a JSON {kind}, not an object")
-    if body.count(b"[") + body.count(b"{") > _DEEPEST:
-        _check_depth(value)
-    return value
-
-
-def _decode(body: bytes, start: int, code: str) -> str:
-    try:
-        return body.decode()
-    except UnicodeDecodeError as exc:
-        raise RowError(code, f"byte {start + exc.start} of the file is not UTF-8") from exc
-
-
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(_DEEPEST):
-        children = (c for v in level for c in (v.values() if isinstance(v, dict) else v))
-        level = [child for child in children if isinstance(child, dict | list)]
-        if not level:
-            return
-    raise _too_deep()
-
-
-def _too_deep() -> RowError:
-    return RowError("invalid_json", f"nested deeper than {_DEEPEST} levels")
+def _place(inputs: Sequence[InputFile], row: Row) -> int:
+    before = sum(entry.span for entry in inputs[: row.file])
+    return before + place(inputs[row.file], row.offset)

@@ -12,9 +12,20 @@ from typing import Any
 from launcher.data.passes import all_passes
 from launcher.errors import OutputError, Problem
 from launcher.rundir import RunDir, publish
-from launcher.telemetry.metrics import read_parts
 
-__all__ = ["Tally", "count_parts", "finish", "tally"]
+__all__ = ["PartCounts", "Tally", "count_parts", "finish", "tally"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartCounts:
+    """What one published part holds; ``overlay`` is that of `RunDir.pass_path`."""
+
+    unit: int
+    overlay: int = 0
+    ok: int
+    error: int
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +44,7 @@ def tally(run: RunDir, noted: Iterable[Mapping[str, Any]]) -> Tally:
     Parameters
     ----------
     noted
-        What workers noted of their parts (`read_parts`): only parts that nobody noted are read.
+        What workers noted of their parts: only parts that nobody noted are read.
 
     Raises
     ------
@@ -67,15 +78,17 @@ def count_parts(
     }
 
 
-def finish(run: RunDir) -> None:
+def finish(run: RunDir, noted: Iterable[Mapping[str, Any]]) -> None:
     """Write DONE: every unit is published. Whoever sees it first does; once is enough.
+
+    ``noted`` as for `tally`.
 
     Raises
     ------
     OutputError
         ``output.no-tokens`` when rows were answered and nothing was generated.
     """
-    found = tally(run, read_parts(run.path / "metrics"))
+    found = tally(run, noted)
     if found.ok and not found.completion_tokens:
         message = f"{found.ok} rows were answered without one token"
         hint = "look at the rows with `hpc-llm results`, and at sampling.max_tokens"

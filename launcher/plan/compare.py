@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
-from launcher.plan.types import RunIdentity
+from launcher.plan.types import InputFile, RunIdentity
 
 __all__ = ["differences"]
 
@@ -31,7 +32,9 @@ def _lines(old: Any, new: Any, key: str) -> Iterator[str]:
 
 
 def _input_lines(old: tuple[dict[str, Any], ...], new: tuple[dict[str, Any], ...]) -> Iterator[str]:
-    before, after = ({entry["path"]: entry for entry in side} for side in (old, new))
+    before, after = (
+        {entry["path"]: InputFile.from_json(entry) for entry in side} for side in (old, new)
+    )
     if before == after:
         yield "inputs: the same files in another order"
     for path in sorted(before.keys() | after.keys()):
@@ -40,4 +43,10 @@ def _input_lines(old: tuple[dict[str, Any], ...], new: tuple[dict[str, Any], ...
         elif path not in before:
             yield f"input {path}: new among the inputs"
         elif before[path] != after[path]:
-            yield f"input {path}: size {before[path]['size']} -> {after[path]['size']}, or touched"
+            yield f"input {path}: {', '.join(_file_changes(before[path], after[path]))}"
+
+
+def _file_changes(old: InputFile, new: InputFile) -> Iterator[str]:
+    for name in (field.name for field in fields(InputFile)):
+        if getattr(old, name) != getattr(new, name):
+            yield f"{name} {getattr(old, name)} -> {getattr(new, name)}"

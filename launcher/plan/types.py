@@ -55,11 +55,42 @@ class PromptSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
-    """One file of the frozen manifest. ``path`` is absolute."""
+    """One file of the frozen manifest. ``path`` is absolute.
+
+    Attributes
+    ----------
+    size
+        Bytes of the file as it lies there.
+    span
+        Bytes that it has in the virtual concatenation: its size; its size once decompressed, as
+        guessed at submission; or what a Parquet file's columns take.
+    rows
+        How many rows a Parquet file has; None for other formats.
+    newlines
+        Whether fields of a CSV file may hold line breaks; see ``input.newlines`` of job files.
+    """
 
     path: str
     size: int
     mtime_ns: int
+    span: int
+    rows: int | None = None
+    newlines: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """What a line of ``run.json`` holds: there may be 10^5 of them, so no more than needed."""
+        data: dict[str, Any] = {"path": self.path, "size": self.size, "mtime_ns": self.mtime_ns}
+        if self.span != self.size:
+            data["span"] = self.span
+        if self.rows is not None:
+            data["rows"] = self.rows
+        if not self.newlines:
+            data["newlines"] = False
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> InputFile:
+        return cls(**{"span": data["size"], **data})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +133,9 @@ class RunIdentity:
     keep: tuple[str, ...] | Literal["all", "none"] = "none"
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Plain data, with the long list of input files at the end."""
+        rest = dataclasses.asdict(dataclasses.replace(self, inputs=()))
+        return {**rest, "inputs": [entry.to_json() for entry in self.inputs]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunIdentity:
@@ -113,7 +146,7 @@ class RunIdentity:
             schema=data["schema"],
             name=data["name"],
             model=ModelRef(**data["model"]),
-            inputs=tuple(InputFile(**entry) for entry in data["inputs"]),
+            inputs=tuple(map(InputFile.from_json, data["inputs"])),
             prompt=PromptSpec(
                 prompt=prompt["prompt"],
                 messages=tuple((role, content) for role, content in prompt["messages"]),

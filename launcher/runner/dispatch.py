@@ -20,13 +20,13 @@ from launcher.data.passes import Pass, open_pass
 from launcher.data.prompts import PromptBuilder, row_id
 from launcher.data.records import encode, error_row, ok_row
 from launcher.data.rows import Row, read_unit
+from launcher.data.tally import PartCounts
 from launcher.data.wal import Record
 from launcher.engines.base import Engine, Request
 from launcher.errors import RowError
 from launcher.plan.types import RunIdentity
 from launcher.rundir import RunDir
 from launcher.runner.breaker import Breaker
-from launcher.telemetry.metrics import PartCounts
 
 __all__ = ["Dispatcher", "Totals"]
 

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher.data.inputs import changed
@@ -24,7 +24,7 @@ from launcher.plan.types import Plan, RunIdentity
 from launcher.rundir import RunDir, publish
 from launcher.runner.breaker import Breaker
 from launcher.runner.dispatch import POLL_S, Dispatcher
-from launcher.telemetry.metrics import Beat, WorkerLog
+from launcher.telemetry.metrics import Beat, WorkerLog, read_parts
 
 __all__ = ["ReplicaTask", "engine_setup", "run_replica"]
 
@@ -97,7 +97,7 @@ async def _work(task: ReplicaTask, identity: RunIdentity, plan: Plan, leases: Le
         identity=identity,
         plan_number=task.plan_number,
         leases=leases,
-        published=log.part,
+        published=lambda counts: log.part(asdict(counts)),
         breaker=Breaker(tolerated=plan.max_bad_fraction),
     )
     try:
@@ -126,7 +126,7 @@ def _nothing_to_claim(task: ReplicaTask, identity: RunIdentity) -> bool:
     done = open_pass(task.run, identity) is None
     task.say("nothing is left to do" if done else "other workers hold all that is left")
     if done:  # whoever published the last part may have died before it said so
-        finish(task.run)
+        _finish(task.run)
     return done
 
 
@@ -175,10 +175,14 @@ async def _answer(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher) -> bool
         task.say(f"engine {plan.engine} is ready after {took:.1f} s, window {window}")
         done = await dispatcher.work(engine, window, first)
         if done:
-            finish(task.run)
+            _finish(task.run)
         return done
     finally:
         await engine.close()
+
+
+def _finish(run: RunDir) -> None:
+    finish(run, read_parts(run.path / "metrics"))
 
 
 def engine_setup(task: ReplicaTask, plan: Plan, rank: int) -> EngineSetup:

@@ -44,12 +44,16 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         neither, a row brings its own ``prompt``, ``messages`` or OpenAI ``body``.
     chat
         Whether the model's chat template is applied. ``false`` sends the bare prompt.
+    newlines
+        Whether fields of CSV files may hold line breaks. ``false`` promises that they do not:
+        then a large file can be entered anywhere.
     """
 
     path: Text | list[Text]
     prompt: Text | None = None
     messages: list[Message] | None = None
     chat: bool = True
+    newlines: bool = True
 
 
 class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.rundir import replace
 
-__all__ = ["Beat", "PartCounts", "WorkerLog", "read_beats", "read_parts"]
+__all__ = ["Beat", "WorkerLog", "read_beats", "read_parts"]
 
 RATE_WINDOW_S = 60.0
 
@@ -37,18 +37,6 @@ class Beat:
     completion_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartCounts:
-    """What one published part holds; ``overlay`` is that of `RunDir.pass_path`."""
-
-    unit: int
-    overlay: int = 0
-    ok: int
-    error: int
-    prompt_tokens: int
-    completion_tokens: int
-
-
 class WorkerLog:
     """Writes the two files of one worker."""
 
@@ -58,9 +46,9 @@ class WorkerLog:
         self._recent: deque[tuple[float, int]] = deque()
         self._running_since: float | None = None
 
-    def part(self, counts: PartCounts) -> None:
-        """Note a published part; it reaches the file system with one write."""
-        self._parts.write(json.dumps(asdict(counts)).encode() + b"\n")
+    def part(self, counts: Mapping[str, int]) -> None:
+        """Note a published part and what it holds; it reaches the file system with one write."""
+        self._parts.write(json.dumps(counts).encode() + b"\n")
 
     def beat(self, beat: Beat) -> None:
         """Say how the worker stands, and how fast it was over the last minute."""
@@ -86,7 +74,7 @@ class WorkerLog:
 
 
 def read_parts(directory: Path) -> Iterator[dict[str, Any]]:
-    """The fields of `PartCounts` and ``worker``, for each whole line of every worker.
+    """The counts of a part and ``worker``, for each whole line of every worker.
 
     What is no line, such as a write that a full disk cut short, is passed over.
     """

@@ -24,15 +24,13 @@ SITES = sorted((ROOT / "site_configs").glob("*.yaml"))
 # The site that each job is meant for.
 JOB_SITES = {"quickstart": "local", "llama-405b": "dgx-h100"}
 
-FAMILIES = (
-    "cli|spec|plan|site|model|input|rundir|run|engine|gpu|slurm|local|output|template|explain|scale"
-)
+FAMILIES = "cli|spec|plan|site|model|input|rundir|run|engine|gpu|slurm|local|output|template|explain|scale|retry"
 CODE = re.compile(rf"({FAMILIES})\.[a-z][a-z-]*")
 ROW_CODE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 # Files and fields that only look like codes.
 NO_CODES = {"engine.yaml", "model.path", "run.json", "rundir.py", "site.yaml"}
 # The functions whose arguments hold the code of a row.
-ROW_CODE_MAKERS = {"RowError", "_decode", "super().__init__"}
+ROW_CODE_MAKERS = {"RowError", "decoded", "super().__init__"}
 
 
 def relative(path: Path) -> str:

@@ -109,6 +109,7 @@ def successes(home: Path) -> dict[str, tuple[str | Path, ...]]:
     job, run = home / "work" / "job.yaml", home / "work" / "run"
     return {
         "plan": ("plan", job),
+        "plan --check-input": ("plan", job, "--check-input"),
         "preview": ("preview", job),
         "render": ("render", job, "--out", home / "rendered"),
         "submit": ("submit", job),
@@ -118,6 +119,8 @@ def successes(home: Path) -> dict[str, tuple[str | Path, ...]]:
         "cancel": ("cancel", run),
         "resume": ("resume", run),
         "results": ("results", run),
+        "results --verify": ("results", run, "--verify"),
+        "peek": ("peek", run),
         "list": ("list",),
         "site list": ("site", "list"),
         "site show": ("site", "show"),
@@ -152,6 +155,7 @@ FAILURES = {
     "cancel nosuch": 3,
     "resume nosuch": 3,
     "results nosuch": 3,
+    "peek nosuch": 3,
     "site show nosuch": 3,
     "site check nosuch": 3,
     "models show nosuch": 3,

@@ -13,8 +13,8 @@ from launcher.plan.compare import differences
 from launcher.plan.grid import make_grid
 from launcher.plan.types import InputFile, ModelRef, PromptSpec, RunIdentity, Sampling
 
-A = InputFile(path="/data/a.jsonl", size=100, mtime_ns=1)
-B = InputFile(path="/data/b.jsonl", size=200, mtime_ns=2)
+A = InputFile(path="/data/a.jsonl", size=100, mtime_ns=1, span=100)
+B = InputFile(path="/data/b.jsonl", size=200, mtime_ns=2, span=200)
 RUN = RunIdentity(
     name="r",
     model=ModelRef(name="m", path="/models/m", digest="d1"),
@@ -52,7 +52,8 @@ def test_each_difference_is_named_by_its_key_with_both_values() -> None:
 
 def test_input_files_are_compared_one_by_one() -> None:
     new = replace(
-        RUN, inputs=(replace(A, size=101), InputFile(path="/data/c.jsonl", size=1, mtime_ns=0))
+        RUN,
+        inputs=(replace(A, size=101), InputFile(path="/data/c.jsonl", size=1, mtime_ns=0, span=1)),
     )
     lines = differences(RUN, new)
     assert [line.split(":")[0] for line in lines] == [

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import zstandard
 
-from launcher.data.inputs import changed, freeze, total_bytes
+from launcher.data.inputs import changed, freeze, missing_packages, slow_starts, total_bytes
 from launcher.errors import Location, Problem, SpecError
+from launcher.plan.types import InputFile
 
+ROOT = Path(__file__).resolve().parents[2]
 WHERE = Location("job.yaml", 4, 9, "input.path")
 NOBODY = 65534
 
@@ -124,6 +130,148 @@ def test_a_name_that_exists_is_no_pattern(tmp_path: Path) -> None:
     assert names(tmp_path, "a[1].jsonl") == ["a[1].jsonl"]
 
 
+def test_two_files_with_one_inode_are_two(tmp_path: Path) -> None:
+    # Hard links; and some file systems give inode numbers twice.
+    write(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").hardlink_to(tmp_path / "a.jsonl")
+    (tmp_path / "c.jsonl").symlink_to("b.jsonl")
+    assert names(tmp_path, "*.jsonl") == ["a.jsonl", "b.jsonl"]
+
+
+def test_every_format_is_found_in_a_directory(tmp_path: Path) -> None:
+    packed = {"": b"a\n", ".gz": gzip.compress(b"a\n"), ".zst": zstandard.compress(b"a\n")}
+    written = {
+        f"d/{kind}{packing}"
+        for kind in ("a.jsonl", "a.ndjson", "a.txt", "a.csv", "a.tsv", "B.CSV")
+        for packing in packed
+    }
+    (tmp_path / "d").mkdir()
+    for name in written:
+        ending = name.lower().rpartition(".")[2]
+        (tmp_path / name).write_bytes(packed.get(f".{ending}", b"a\n"))
+    assert set(names(tmp_path, "d")) == written
+
+
+def test_many_files_are_frozen_and_compared_as_few_are(tmp_path: Path) -> None:
+    for number in range(1500):
+        (tmp_path / f"{number:05}.jsonl").write_bytes(b"{}\n" * (number % 3))
+    inputs = freeze([str(tmp_path)], base=tmp_path)
+    assert [entry.size for entry in inputs] == [3 * (number % 3) for number in range(1500)]
+    assert changed(inputs) == []
+    for number in (1, 700, 1499):
+        (tmp_path / f"{number:05}.jsonl").unlink()
+    assert changed(inputs) == [f"{inputs[n].path}: is gone" for n in (1, 700, 1499)]
+
+
+def test_freezing_reads_no_plain_file_and_walks_to_no_link_target(tmp_path: Path) -> None:
+    for number in range(20):
+        write(tmp_path / "d" / f"{number}.jsonl")
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from launcher.data.inputs import freeze\n"
+        "seen = []\n"
+        "real = os.path.realpath\n"
+        "os.path.realpath = lambda path: (seen.append(path), real(path))[1]\n"
+        "sys.addaudithook(lambda name, args: name == 'open' and seen.append(args[0]))\n"
+        "freeze([sys.argv[1]], base=Path('/'))\n"
+        "print(*seen)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "d"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(tmp_path / "d")]
+
+
+def test_a_manifest_is_read_back_and_says_no_more_than_needed(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl")
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"a\n1\n" * 99))
+    inputs = freeze(["*.*"], base=tmp_path, newlines=False)
+    data = [entry.to_json() for entry in inputs]
+    assert [InputFile.from_json(entry) for entry in data] == list(inputs)
+    assert [set(entry) for entry in data] == [
+        {"path", "size", "mtime_ns"},
+        {"path", "size", "mtime_ns", "span", "newlines"},
+    ]
+
+
+def bare_python(script: str) -> list[str]:
+    """The lines that ``script`` prints where no package is installed, only this one."""
+    blocked = (
+        "import sys\n"
+        "sys.path[:] = [path for path in sys.path if 'site-packages' not in path]\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + script],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_packages_that_are_not_there_are_named_with_a_remedy() -> None:
+    lines = bare_python(
+        "from launcher.data.inputs import missing_packages\n"
+        "from launcher.plan.types import InputFile\n"
+        "names = ['a.jsonl', 'b.PARQUET', 'c.parquet', 'd.csv.zst', 'e.gz']\n"
+        "files = [InputFile(path=f'/{n}', size=1, mtime_ns=0, span=1) for n in names]\n"
+        "for found in missing_packages(files):\n"
+        "    print(found.code, found.message.split()[0], found.hint.split()[:2])\n"
+        "print(missing_packages(files[:1] + files[4:]))\n"
+    )
+    assert lines == [
+        "input.needs-pyarrow /b.PARQUET ['install', 'pyarrow,']",
+        "input.needs-zstandard /d.csv.zst ['install', 'zstandard,']",
+        "[]",
+    ]
+
+
+def test_a_submission_needs_a_package_only_for_the_files_that_need_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b"{}\n"))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
+    lines = bare_python(
+        "from pathlib import Path\n"
+        "from launcher.data.inputs import freeze\n"
+        "from launcher.errors import SpecError\n"
+        "for name in ('*.gz', '*'):\n"
+        "    try:\n"
+        f"        print(len(freeze([name], base=Path({str(tmp_path)!r}))))\n"
+        "    except SpecError as exc:\n"
+        "        print(*(problem.code for problem in exc.problems))\n"
+    )
+    assert lines == ["1", "input.needs-zstandard"]
+
+
+def test_what_is_here_is_not_missed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b"{}\n"))
+    assert missing_packages(freeze(["a.jsonl.zst"], base=tmp_path)) == []
+
+
+def test_large_files_that_are_read_from_their_start_are_warned_about() -> None:
+    def file(name: str, size: int, *, newlines: bool = True) -> InputFile:
+        return InputFile(path=f"/{name}", size=size, mtime_ns=0, span=size, newlines=newlines)
+
+    large = 2 * 10**9
+    fine = [
+        file("a.jsonl", large),
+        file("b.csv", large, newlines=False),
+        file("c.parquet", large),
+        file("d.csv.gz", 10**9),
+        file("e.csv", 10**9),
+    ]
+    assert slow_starts(fine) == []
+    slow = [file("x.csv", large), file("y.csv.gz", large), file("z.jsonl.zst", 2 * large)]
+    packed, quoted = slow_starts([*fine, *slow], WHERE)
+    assert {packed.code, quoted.code} == {"input.no-direct-access"}
+    assert {packed.severity, quoted.severity} == {"warning"}
+    assert packed.message.startswith("/z.jsonl.zst ")
+    assert quoted.message.startswith("/x.csv ")
+    assert "newlines" in (quoted.hint or "")
+
+
 def test_empty_files_stay_in_the_manifest(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", "")
     write(tmp_path / "b.jsonl")
@@ -153,13 +301,16 @@ def test_a_dangling_link_in_a_directory_is_missing(tmp_path: Path) -> None:
     assert refusal(tmp_path, "d").code == "input.missing"
 
 
-@pytest.mark.parametrize("path", ["a.csv", "*.csv", "plain", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    "path", ["a.xml", "*.xml", "plain", "a.jsonl.bz2", "a.parquet.gz", "a.gz", "b.json.gz"]
+)
 def test_other_formats_are_refused_with_the_supported_ones(tmp_path: Path, path: str) -> None:
-    for name in ("a.csv", "plain", "a.jsonl.gz"):
+    for name in ("a.xml", "plain", "a.jsonl.bz2", "a.parquet.gz", "a.gz", "b.json.gz"):
         write(tmp_path / name)
     problem = refusal(tmp_path, path)
     assert problem.code == "input.format"
-    assert ".jsonl, .ndjson or .txt" in problem.message
+    assert ".jsonl, .ndjson, .txt, .csv or .tsv" in problem.message
+    assert ".parquet" in problem.message
 
 
 def test_json_is_told_about_one_object_per_line(tmp_path: Path) -> None:
@@ -207,9 +358,9 @@ def test_no_files_or_no_bytes_are_empty(tmp_path: Path) -> None:
 
 
 def test_every_entry_that_is_wrong_is_reported(tmp_path: Path) -> None:
-    write(tmp_path / "a.csv")
+    write(tmp_path / "a.xml")
     with pytest.raises(SpecError) as caught:
-        freeze(["gone.jsonl", "a.csv"], base=tmp_path)
+        freeze(["gone.jsonl", "a.xml"], base=tmp_path)
     assert [problem.code for problem in caught.value.problems] == ["input.missing", "input.format"]
 
 

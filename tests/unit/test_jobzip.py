@@ -23,6 +23,9 @@ from launcher.submit import render_to
 # What an engine may import when it starts, because its jobs bring it.
 OF_ENGINES = frozenset({"torch", "transformers", "gguf", "vllm", "tensorrt_llm", "mpi4py"})
 LIBRARIES = frozenset({"jinja2", "markupsafe"})
+# What some formats need, and the modules that are imported only where there are such files.
+OF_FORMATS = frozenset({"pyarrow", "zstandard"})
+FORMATS = frozenset({"launcher/data/readers/arrow.py", "launcher/data/readers/parquet.py"})
 JOB = """\
 name: j
 engine: echo
@@ -106,7 +109,12 @@ def test_a_module_of_the_zip_needs_nothing_that_is_not_in_it(name: str) -> None:
     for module, at_once in imported(ast.parse(texts()[name], name)):
         top = module.split(".")[0]
         if top == "launcher":
-            assert module.replace(".", "/") in available
+            path = module.replace(".", "/")
+            assert path in available
+            assert f"{path}.py" not in FORMATS or name in FORMATS or not at_once
+        elif top in OF_FORMATS:
+            assert name.startswith("launcher/data/readers/")
+            assert name in FORMATS or not at_once, f"{name} imports {module} for every format"
         elif top in OF_ENGINES:
             assert name.startswith("launcher/engines/")
             assert not at_once, f"{name} imports {module} before its engine starts"

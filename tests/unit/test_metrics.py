@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
-from launcher.telemetry.metrics import Beat, PartCounts, WorkerLog, read_beats, read_parts
+from launcher.telemetry.metrics import Beat, WorkerLog, read_beats, read_parts
 
-PART = PartCounts(unit=3, ok=2, error=1, prompt_tokens=10, completion_tokens=20)
+COUNTS = {"ok": 2, "error": 1, "prompt_tokens": 10, "completion_tokens": 20}
+PART = {"overlay": 0, "unit": 3, **COUNTS}
 
 
 def test_parts_come_back_with_their_worker(tmp_path: Path) -> None:
     log = WorkerLog(tmp_path, "7.0.s1.aa")
     log.part(PART)
     log.close()
-    assert list(read_parts(tmp_path)) == [{"worker": "7.0.s1.aa", **dataclasses.asdict(PART)}]
+    assert list(read_parts(tmp_path)) == [{"worker": "7.0.s1.aa", **PART}]
 
 
 def test_only_the_last_beat_counts_and_none_of_a_worker_that_has_ended(tmp_path: Path) -> None:

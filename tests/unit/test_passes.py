@@ -91,7 +91,7 @@ def test_a_finished_run_says_what_it_holds_and_clears_what_others_left(run: RunD
     left = (run.wal_path(0, 1), run.path / "parts" / ".u000000.jsonl.aa.tmp")
     for path in left:
         path.write_bytes(b"x")
-    finish(run)
+    finish(run, [])
     assert json.loads(run.done_path.read_bytes()) == {
         "ok": 1,
         "error": 1,
@@ -106,7 +106,7 @@ def test_answers_without_a_single_token_are_no_finished_run(run: RunDir) -> None
     part(run, 0, [row(0, tokens=0)])
     part(run, 1, [row(9, BAD)])
     with pytest.raises(OutputError) as caught:
-        finish(run)
+        finish(run, [])
     assert [p.code for p in caught.value.problems] == ["output.no-tokens"]
     assert not run.done_path.exists()
 
@@ -114,5 +114,5 @@ def test_answers_without_a_single_token_are_no_finished_run(run: RunDir) -> None
 def test_a_run_of_errors_alone_is_finished(run: RunDir) -> None:
     part(run, 0, [row(0, BAD)])
     part(run, 1, [])
-    finish(run)
+    finish(run, [])
     assert run.done_path.exists()

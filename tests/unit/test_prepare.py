@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.errors import HpcLlmError
+from launcher.errors import HpcLlmError, SpecError
 from launcher.plan import grid
+from launcher.plan.compare import differences
 from launcher.plan.types import Plan, RunIdentity
 from launcher.prepare import Prepared, prepare, run_directory_files
 
@@ -114,6 +115,39 @@ def test_a_limit_counts_rows_over_files_and_not_blank_lines(job: Path) -> None:
     assert sizes[0] < sizes[1] == first < sizes[2]
     assert sizes[3] == prepare(job).identity.grid.total_bytes
     assert grid.count(prepare(job, limit=1).identity.grid) >= 1
+
+
+def test_a_promise_about_csv_is_part_of_what_the_run_is(job: Path) -> None:
+    (job.parent / "in.csv").write_text("text\n1\n")
+    given = {"path": "in.csv", "prompt": "{{ text }}", "chat": False}
+    write(job, input=given)
+    before = prepare(job).identity
+    write(job, input={**given, "newlines": False})
+    after = prepare(job).identity
+    assert [entry.newlines for entry in (*before.inputs, *after.inputs)] == [True, False]
+    assert differences(before, after) == [f"input {job.parent / 'in.csv'}: newlines True -> False"]
+
+
+def test_run_json_has_one_line_for_each_input_file(job: Path) -> None:
+    (job.parent / "more").mkdir()
+    for number in range(40):
+        (job.parent / "more" / f"{number:02}.txt").write_text("hello\n")
+    write(job, input={"path": "more", "prompt": "{{ text }}", "chat": False})
+    found = prepare(job)
+    text = run_directory_files(found, plan_number="0001")["run.json"].decode()
+    assert sum(".txt" in line for line in text.splitlines()) == 40
+    assert RunIdentity.from_json(json.loads(text)) == found.identity
+
+
+def test_a_bad_header_points_to_the_input_in_the_job_file(job: Path) -> None:
+    (job.parent / "in.csv").write_text("a,a\n1,2\n")
+    write(job, input={"path": "in.csv", "prompt": "{{ a }}", "chat": False})
+    with pytest.raises(SpecError) as caught:
+        prepare(job)
+    (problem,) = caught.value.problems
+    assert problem.code == "input.column-names"
+    assert problem.where is not None
+    assert problem.where.field == "$.input.path"
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_an_answer_has_the_shape_of_an_openai_batch_line() -> None:
         ("prompt_too_long", 413, "invalid_request_error"),
         ("missing_field", 422, "invalid_request_error"),
         ("engine_error", 500, "server_error"),
+        ("timeout", 504, "server_error"),
         ("some_new_code", 500, "server_error"),
     ],
 )
@@ -161,3 +162,37 @@ def test_an_error_is_an_http_one(code: str, status: int, kind: str) -> None:
 def test_a_row_without_an_id_is_called_by_its_place() -> None:
     assert to_openai(ok_row(ROW, None, ANSWER, plan="1"), model="m")["custom_id"] == "2:40"
     assert to_openai(ok_row(ROW, "", ANSWER, plan="1"), model="m")["custom_id"] == ""
+
+
+def test_a_bare_completion_has_the_shape_of_its_own_endpoint() -> None:
+    line = to_openai(ok_row(ROW, "r2", ANSWER, plan="1"), model="m", created_s=9, chat=False)
+    assert line["response"]["body"] == {
+        "id": "cmpl-2-40",
+        "object": "text_completion",
+        "created": 9,
+        "model": "m",
+        "choices": [{"index": 0, "text": "yes", "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "response"),
+    [
+        ({"text": "a", "url": "/v1/completions"}, {"text": "yes"}),
+        ({"custom_id": "c", "url": "/v1/chat/completions", "body": {}}, {"text": "yes"}),
+        (
+            {"custom_id": "c", "url": "/v1/completions", "body": {}},
+            {"text": "yes", "object": "text_completion"},
+        ),
+        (
+            {"custom_id": "c", "body": {"prompt": "b"}},
+            {"text": "yes", "object": "text_completion"},
+        ),
+    ],
+)
+def test_an_answer_says_where_its_openai_line_asked_for_a_completion(
+    fields: dict[str, Any], response: dict[str, Any]
+) -> None:
+    row = Row(file=0, offset=0, fields=fields)
+    assert ok_row(row, "c", ANSWER, plan="0001")["response"] == response

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from launcher.data.inputs import freeze
 from launcher.data.records import encode
-from launcher.data.rows import Row, read_unit, sample
+from launcher.data.rows import Row, UnitReader, read_unit, sample
 from launcher.errors import RunError
-from launcher.plan.grid import make_grid, units
+from launcher.plan.grid import count, make_grid, units
 from launcher.plan.types import InputFile, UnitGrid
 
 Shown = tuple[int, int, Any, str | None]
@@ -200,6 +200,85 @@ def test_what_python_reads_as_an_object_is_a_row(tmp_path: Path, line: bytes) ->
     row = only(tmp_path, line)
     assert row.fields == json.loads(line)
     assert json.loads(encode({"input": row.fields})) == {"input": row.fields}
+
+
+def test_a_file_of_fifty_gigabytes_is_entered_anywhere(tmp_path: Path) -> None:
+    """One line of 50 GB of zeros, which no disk holds, between two blocks of real ones."""
+    size = 50 * 10**9
+    block = b"".join(b'{"n": %d, "text": "%s"}\n' % (n, b"x" * 100_000) for n in range(200))
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.write(block)
+        file.truncate(size)
+        file.seek(size - len(block) - 1)
+        file.write(b"\n" + block)
+    inputs = freeze(["a.jsonl"], base=tmp_path)
+    grid = make_grid(size)
+    first, last = 0, count(grid) - 1
+    middle = [count(grid) // 2, count(grid) // 2 + 1]
+    with UnitReader(inputs, grid) as reader:
+        tracemalloc.start()
+        try:
+            assert [list(reader.read(unit)) for unit in middle] == [[], []]
+            assert tracemalloc.get_traced_memory()[1] < 4 * 1024**2
+        finally:
+            tracemalloc.stop()
+        found = {unit: list(reader.read(unit)) for unit in (last, first, middle[0])}
+        ending = [row for unit in range(last - 10, last + 1) for row in reader.read(unit)]
+    assert 0 < len(found[first]) < 200
+    assert found[middle[0]] == []
+    assert [row.fields["n"] for row in ending if row.fields] == list(range(200))
+    assert [shown(row) for row in found[last]] == [shown(r) for r in read_unit(inputs, grid, last)]
+
+
+class Counted(Sequence[InputFile]):
+    """A manifest that counts how often one of its files is looked at."""
+
+    def __init__(self, inputs: Sequence[InputFile]) -> None:
+        self.inputs = inputs
+        self.looks = 0
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looks += 1
+        return self.inputs[index]
+
+
+def test_reading_a_unit_of_many_files_looks_at_its_own_alone(tmp_path: Path) -> None:
+    contents = [b'{"n": %d}\n' % number * (number % 3) for number in range(3000)]
+    inputs = Counted(manifest(tmp_path, *contents))
+    grid = make_grid(sum(map(len, contents)))
+    with UnitReader(inputs, grid) as reader:
+        for unit in (count(grid) - 1, 0, count(grid) // 2):
+            inputs.looks = 0
+            rows = list(reader.read(unit))
+            files = {row.file for row in rows}
+            assert files
+            assert inputs.looks <= 2 * (max(files) - min(files) + 4)
+
+
+def test_few_files_are_open_at_a_time(tmp_path: Path) -> None:
+    inputs = manifest(tmp_path, *[b"{}\n"] * 50)
+    before = set(Path("/proc/self/fd").iterdir())
+    with UnitReader(inputs, make_grid(150)) as reader:
+        for unit in units(make_grid(150)):
+            assert list(reader.read(unit))
+            assert len(set(Path("/proc/self/fd").iterdir()) - before) <= 5  # and the listing's own
+    assert len(set(Path("/proc/self/fd").iterdir()) - before) <= 1
+
+
+def test_a_unit_that_another_one_has_cut_short_gives_no_row_of_it(tmp_path: Path) -> None:
+    inputs = manifest(tmp_path, b"{}\n" * 20)
+    grid = UnitGrid(total_bytes=60, unit_bytes=30, head_units=2, tail_bytes=30)
+    with UnitReader(inputs, grid) as reader:
+        older = reader.read(0)
+        next(older)
+        newer = reader.read(1)
+        next(newer)
+        with pytest.raises(RuntimeError):
+            next(older)
+        assert [row.offset for row in newer] == list(range(33, 60, 3))
 
 
 def test_a_sample_is_the_first_rows(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a run has produced: read and verified, merged into files, and what proves it."""

@@ -1,0 +1,218 @@
+"""A sample of the input: what it finds, what it costs, and that it refuses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from run_making import json_lines
+
+from launcher.inputcheck import FIRST_ROWS, SPREAD_ROWS, InputReport, check_input, warning_of
+from launcher.prepare import Prepared, prepare
+
+pytestmark = pytest.mark.usefixtures("own_home")
+
+
+def job_over(
+    folder: Path,
+    files: Mapping[str, bytes],
+    *,
+    limit: int | None = None,
+    prompt: str = "{{ text }}",
+    **changes: Any,
+) -> Prepared:
+    (folder / "data").mkdir(parents=True)
+    for name, content in files.items():
+        (folder / "data" / name).write_bytes(content)
+    spec = {
+        "schema": 1,
+        "name": "t",
+        "engine": "echo",
+        "model": "echo",
+        "input": {"path": "data", "prompt": prompt, "chat": False},
+        "output": {"path": "run"},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(spec | changes))
+    return prepare(folder / "job.yaml", site="local", limit=limit)
+
+
+def checked(folder: Path, rows: Sequence[Any], **options: Any) -> InputReport:
+    return check_input(job_over(folder, {"a.jsonl": json_lines(rows)}, **options))
+
+
+def numbered(count: int) -> list[dict[str, Any]]:
+    return [{"text": f"row {n:07}", "id": n} for n in range(count)]
+
+
+def test_a_small_input_is_looked_at_whole(tmp_path: Path) -> None:
+    found = checked(tmp_path, numbered(FIRST_ROWS))
+    assert (found.rows, found.whole, found.rows_estimate) == (FIRST_ROWS, True, FIRST_ROWS)
+    assert (found.bad, found.duplicate_ids, found.equal_prompts) == ((), 0, 0)
+    assert found.characters is not None
+    assert dataclasses.astuple(found.characters) == (11, 11, 11)
+    assert warning_of(found) is None
+
+
+@pytest.mark.parametrize("count", [FIRST_ROWS + 1, 1000, 50_000])
+def test_a_large_input_is_sampled_over_all_of_it_at_a_constant_cost(
+    tmp_path: Path, count: int
+) -> None:
+    found = checked(tmp_path, numbered(count))
+    assert not found.whole
+    assert FIRST_ROWS < found.rows <= FIRST_ROWS + SPREAD_ROWS
+    assert found.duplicate_ids == 0, "no row is looked at twice"
+    assert found.rows_estimate == pytest.approx(count, rel=0.05)
+
+
+def test_rows_that_are_bad_far_inside_are_found(tmp_path: Path) -> None:
+    """The first hundred rows, which every command looks at, are fine."""
+    rows = [*numbered(1000), *({"txt": n} for n in range(4000))]
+    found = checked(tmp_path, rows)
+    (bad,) = found.bad
+    assert (bad.code, 100 < bad.rows <= SPREAD_ROWS) == ("missing_field", True)
+    problem = warning_of(found)
+    assert problem is not None
+    assert (problem.code, problem.severity) == ("input.bad-rows", "warning")
+    assert f"{bad.rows} of {found.rows} sampled rows" in problem.message
+    assert bad.where in problem.message
+
+
+def test_errors_are_told_by_code_and_line(tmp_path: Path) -> None:
+    lines = [b'{"text": "good"}', b"", b"{torn", b"[1]", b'{"text": ""}', b"{torn"]
+    prepared = job_over(tmp_path, {"a.jsonl": b"\n".join(lines), "b.txt": b"fine\n\xff\n"})
+    found = check_input(prepared)
+    folder = tmp_path / "data"
+    assert [(bad.code, bad.rows, bad.where) for bad in found.bad] == [
+        ("invalid_json", 2, f"{folder}/a.jsonl:3"),
+        ("not_an_object", 1, f"{folder}/a.jsonl:4"),
+        ("empty_prompt", 1, f"{folder}/a.jsonl:5"),
+        ("invalid_utf8", 1, f"{folder}/b.txt:2"),
+    ]
+    assert (found.rows, found.bad_rows) == (7, 5)
+
+
+def test_a_limit_is_all_there_is(tmp_path: Path) -> None:
+    found = checked(tmp_path, numbered(1000), limit=7)
+    assert (found.rows, found.whole) == (7, True)
+
+
+def test_a_limit_beyond_the_first_rows_keeps_the_sample_inside(tmp_path: Path) -> None:
+    rows = [*numbered(600), *({"txt": n} for n in range(5000))]
+    found = checked(tmp_path, rows, limit=600)
+    assert found.bad == ()
+    assert found.rows_estimate == pytest.approx(600, rel=0.05)
+
+
+def test_equal_rows_are_counted_and_legal(tmp_path: Path) -> None:
+    rows = [{"text": "same", "id": n // 2} for n in range(10)]
+    found = checked(tmp_path, rows)
+    assert (found.duplicate_ids, found.equal_prompts) == (5, 9)
+    assert warning_of(found) is None
+
+
+def test_lengths_are_those_of_final_prompts(tmp_path: Path) -> None:
+    rows = [{"text": "x" * n} for n in range(1, 101)]
+    found = checked(tmp_path, rows, prompt="<{{ text }}>")
+    assert found.characters is not None
+    assert dataclasses.astuple(found.characters) == (52, 97, 102)
+
+
+def test_compressed_files_are_entered_at_their_starts_only(tmp_path: Path) -> None:
+    content = json_lines(numbered(20_000))
+    broken = content[: len(content) // 2] + b"\n{torn\n"
+    files = {f"{n}.jsonl.gz": gzip.compress(broken) for n in range(3)}
+    files |= {"plain.jsonl": content}
+    found = check_input(job_over(tmp_path, files))
+    assert FIRST_ROWS < found.rows < FIRST_ROWS + SPREAD_ROWS
+    assert found.rows_estimate == pytest.approx(50_000, rel=0.1)
+
+
+def test_an_empty_sample_of_prompts_has_no_lengths(tmp_path: Path) -> None:
+    prepared = job_over(tmp_path, {"a.jsonl": json_lines(numbered(3))})
+    (tmp_path / "data" / "a.jsonl").write_bytes(b"x" * prepared.identity.inputs[0].size)
+    found = check_input(prepared)
+    assert (found.rows, found.bad_rows, found.characters) == (1, 1, None)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A model of 16 positions whose tokenizer takes each word for a token."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 1000,
+        "max_position_embeddings": 16,
+    }
+    tokenizer: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": {
+            "direction": "Right",
+            "max_length": 4,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text(
+        "{{ raise_exception('no') if 'refuse' in messages[0].content }}"
+        "<s> {{ messages[0].content }} </s>"
+    )
+    return folder
+
+
+WORDS = [{"text": " ".join(["word"] * n)} for n in (1, 13, 14, 20)]
+
+
+def test_tokens_are_counted_where_asked_and_compared_with_the_context(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    pytest.importorskip("tokenizers")
+    prepared = job_over(
+        tmp_path / "job",
+        {"a.jsonl": json_lines([*WORDS, {"text": "refuse"}])},
+        engine="transformers",
+        model=str(checkpoint),
+        input={"path": "data", "prompt": "{{ text }}"},
+    )
+    cheap = check_input(prepared)
+    assert (cheap.tokens, cheap.over_context, cheap.context_tokens) == (None, None, 16)
+    found = check_input(prepared, with_tokens=True)
+    assert found.tokens is not None
+    assert dataclasses.astuple(found.tokens) == (15, 16, 22)
+    assert found.over_context == 2
+    assert [(bad.code, bad.rows) for bad in found.bad] == [("template_error", 1)]
+
+
+def test_without_the_package_there_are_no_tokens(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    prepared = job_over(
+        tmp_path / "job",
+        {"a.jsonl": json_lines(WORDS)},
+        engine="transformers",
+        model=str(checkpoint),
+        input={"path": "data", "prompt": "{{ text }}"},
+    )
+    assert check_input(prepared, with_tokens=True).tokens is None

@@ -113,24 +113,30 @@ def replace(final: Path, data: bytes, *, sync: bool = True) -> None:
 
     ``sync=False`` does not wait for the disk: for what is worth nothing after a crash.
     """
-    _scratch(final, data, sync=sync).replace(final)
+    scratch = _scratch(final, data, sync=sync)
+    try:
+        scratch.replace(final)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def _scratch(final: Path, data: bytes | Iterable[bytes], *, sync: bool = True) -> Path:
     scratch = final.with_name(f".{final.name}.{secrets.token_hex(8)}.tmp")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        for piece in (data,) if isinstance(data, bytes) else data:
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(descriptor, view) :]
-        if sync:
-            os.fsync(descriptor)
+        try:
+            for piece in (data,) if isinstance(data, bytes) else data:
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)  # on NFS this, too, may say that the disk is full
     except BaseException:
         scratch.unlink()
         raise
-    finally:
-        os.close(descriptor)
     return scratch
 
 

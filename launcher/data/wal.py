@@ -25,7 +25,7 @@ Key = tuple[int, int]
 # crc32, length of the line, file, offset, prompt tokens, completion tokens, whether it is ok.
 _HEADER = struct.Struct("<IIIQII?")
 _CRC = struct.Struct("<I")
-_NAME = re.compile(r"u(\d+)\.g\d+\.wal")
+_NAME = re.compile(r"u(\d+)\.g(\d+)\.wal")
 
 
 @dataclass(slots=True)
@@ -140,19 +140,21 @@ def scan(path: Path) -> Iterator[Record]:
 def finished(run: RunDir) -> Iterator[tuple[int, Key, bytes]]:
     """``(unit, row, line)`` of the rows that are answered and whose part is not out.
 
-    The first answer of a row counts. Files that go meanwhile have become parts.
+    Of several answers of a row that of the last owner counts, as in its part. Files that go
+    meanwhile have become parts.
     """
     published = run.published_units()
     seen: set[tuple[int, Key]] = set()
-    for path in sorted((run.path / "wal").glob("*.wal")):
-        name = _NAME.fullmatch(path.name)
-        if name is None or int(name[1]) in published:
-            continue
-        for record in scan(path):
-            place = (int(name[1]), record.key)
-            if place not in seen:
+    names = filter(None, map(_NAME.fullmatch, os.listdir(run.path / "wal")))  # noqa: PTH208 - names
+    for unit, generation in sorted((int(name[1]), -int(name[2])) for name in names):
+        for record in () if unit in published else scan(run.wal_path(unit, -generation)):
+            if (place := (unit, record.key)) not in seen:
+                try:
+                    line = _line(record)
+                except FileNotFoundError:
+                    break
                 seen.add(place)
-                yield *place, _line(record)
+                yield *place, line
 
 
 def _line(record: Record) -> bytes:

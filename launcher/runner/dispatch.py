@@ -143,8 +143,10 @@ class Dispatcher:
         """
         for _ in range(2):
             for unit in self._untried:
-                generation = self.leases.claim(unit)
-                if generation and not self.run.part_path(unit, self.leases.overlay).exists():
+                # Before too: the listing may lag, and each claim of what is out leaves a lease.
+                part = self.run.part_path(unit, self.leases.overlay)
+                generation = None if part.exists() else self.leases.claim(unit)
+                if generation and not part.exists():
                     return OpenUnit(self.run, unit, generation, self.leases.overlay)
             if self._is_done():
                 return None

@@ -6,6 +6,7 @@ It outlives whatever happens to the child, so a killed engine still leaves an ou
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -82,8 +83,9 @@ def _environment(plan: Plan, replica: int, ids: RankIds) -> dict[str, str]:
         cpus=len(os.sched_getaffinity(0)),
     )
     # One write: unbuffered, print would make two, which launchers tear apart.
-    sys.stdout.write(report.line() + "\n")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # a full disk
+        sys.stdout.write(report.line() + "\n")
+        sys.stdout.flush()
     return environ
 
 

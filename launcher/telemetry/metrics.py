@@ -7,6 +7,7 @@ worker ends. Nothing here decides what is done: a lost or torn line costs a read
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import deque
@@ -47,8 +48,12 @@ class WorkerLog:
         self._running_since: float | None = None
 
     def part(self, counts: Mapping[str, int]) -> None:
-        """Note a published part and what it holds; it reaches the file system with one write."""
-        self._parts.write(json.dumps(counts).encode() + b"\n")
+        """Note a published part and what it holds; it reaches the file system with one write.
+
+        On a full disk it is not noted: who wants the counts then reads the part.
+        """
+        with contextlib.suppress(OSError):
+            self._parts.write(json.dumps(counts).encode() + b"\n")
 
     def beat(self, beat: Beat) -> None:
         """Say how the worker stands, and how fast it was over the last minute."""

@@ -152,7 +152,11 @@ def test_every_format_is_found_in_a_directory(tmp_path: Path) -> None:
     assert set(names(tmp_path, "d")) == written
 
 
-def test_many_files_are_frozen_and_compared_as_few_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slow_s", [0.0, 1.0])
+def test_many_files_are_frozen_and_compared_as_few_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_s: float
+) -> None:
+    monkeypatch.setattr("launcher.data.inputs._SLOW_S", slow_s)  # in threads, and without
     for number in range(1500):
         (tmp_path / f"{number:05}.jsonl").write_bytes(b"{}\n" * (number % 3))
     inputs = freeze([str(tmp_path)], base=tmp_path)

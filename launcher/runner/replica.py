@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +52,9 @@ class ReplicaTask:
 
     def say(self, text: str) -> None:
         """One line into the step's log, with the time of day."""
-        print(f"[{time.strftime('%H:%M:%S')}] replica {self.replica}: {text}", flush=True)  # noqa: T201 - the log
+        # One write: unbuffered, print would make two, which launchers tear apart.
+        sys.stdout.write(f"[{time.strftime('%H:%M:%S')}] replica {self.replica}: {text}\n")
+        sys.stdout.flush()
 
 
 def run_replica(task: ReplicaTask) -> bool:

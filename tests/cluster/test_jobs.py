@@ -95,6 +95,21 @@ def test_a_script_started_in_an_allocation_is_a_job_of_the_run(user: User) -> No
     assert len(user.jobs()) == 1
 
 
+def test_a_run_that_is_cancelled_leaves_the_allocation_to_its_user(user: User) -> None:
+    job = user.job(rows=600, engine_options=SLOW)
+    assert user.cli.ask("render", job, "--out", user.run).code == 0
+    stay = "touch over; until [ -e leave ]; do sleep 0.1; done; echo left"
+    with allocation(user, f"bash {user.run}/script.sh; echo code $?; {stay}") as own:
+        user.until_published()
+        [id_] = user.cli.ask("cancel", user.run).data["jobs"]
+        poll((user.folder / "over").exists, "the end of the script")
+        assert user.shown(id_, "JobState") == "RUNNING"
+        assert user.status()["state"] == "cancelled"
+        (user.folder / "leave").touch()
+        out, _ = own.communicate(timeout=20)
+    assert out.splitlines() == ["code 75", "left"]
+
+
 def test_a_script_that_failed_in_an_allocation_ends_without_it(user: User) -> None:
     """The allocation is its user's: nothing is requeued, and the run is not still running."""
     job = user.job(engine_options={"die_after": 1})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -115,8 +115,7 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
     refs = [JobRef.from_json(entry) for entry in run.jobs()]
     states = scheduler.states(refs)
     # After the scheduler was asked: a job that is over has published all it ever will.
-    newest, starts = _newest_starts(run)
-    outcomes = [found for job, start in starts.items() for found in run.outcomes(job, start)]
+    newest, starts, outcomes = _newest(run)
     state = _state(run, states, outcomes)
     # After DONE was looked for: a run that is done has all of its parts.
     parts = list(read_parts(run.path / "metrics"))
@@ -224,18 +223,33 @@ def _jobs(
     )
 
 
-def _newest_starts(run: RunDir) -> tuple[str | None, dict[str, int]]:
-    """The newest job, and the number of the newest start of each of its tasks.
+def _newest(run: RunDir) -> tuple[str | None, dict[str, int], list[_Outcome]]:
+    """The newest job, the newest start of each of its tasks, and how their steps ended.
 
-    No start when it died before its first line: what an older job left says nothing about it.
+    No start when it died before its first line: what an older job left says nothing about it. Of
+    a chain it is the newest job that did anything: those after it had nothing to do.
     """
-    newest = next((entry["id"].partition("_")[0] for entry in reversed(run.jobs())), None)
-    starts: dict[str, int] = {}
-    for entry in run.registrations():
-        job, restart = entry["job"], entry["restart"]
-        if job.partition("_")[0] == newest:
-            starts[job] = max(restart, starts.get(job, 0))
-    return newest, starts
+    jobs = run.jobs()
+    last = jobs[-1].get("chain") if jobs else None
+    chain = [job["id"] for job in jobs if last is not None and job.get("chain") == last]
+    for id_ in reversed(chain):
+        starts = _starts(run, id_)
+        if outcomes := list(_outcomes(run, starts)):
+            return id_, starts, outcomes
+    newest = jobs[-1]["id"].partition("_")[0] if jobs else None
+    starts = _starts(run, newest)
+    return newest, starts, list(_outcomes(run, starts))
+
+
+def _starts(run: RunDir, job: str | None) -> dict[str, int]:
+    """The number of the newest start of each task of ``job``."""
+    own = [e for e in run.registrations() if e["job"].partition("_")[0] == job]
+    return {e["job"]: e["restart"] for e in sorted(own, key=lambda e: e["restart"])}
+
+
+def _outcomes(run: RunDir, starts: Mapping[str, int]) -> Iterator[_Outcome]:
+    for job, start in starts.items():
+        yield from run.outcomes(job, start)
 
 
 def _unstarted(

@@ -6,10 +6,10 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from launcher import runs
 from launcher.data.passes import error_codes, open_pass
@@ -84,8 +84,14 @@ def resume(run: RunDir) -> Submission:
     SchedulerError
         The scheduler refused.
     """
-    scheduler = scheduler_for(run.newest_plan().scheduler)
-    return _standing(run, scheduler) or _start(run, scheduler)
+    plan = run.newest_plan()
+    scheduler = scheduler_for(plan.scheduler)
+    if found := _standing(run, scheduler):
+        return found
+    wanted = run.jobs()[-1].get("wanted") if run.jobs() else None
+    if wanted not in (None, plan.layout.replicas):  # the newest plan only added to others
+        _replan(run, wanted)
+    return _start(run, scheduler)
 
 
 def scale(run: RunDir, replicas: int) -> Submission:
@@ -100,22 +106,47 @@ def scale(run: RunDir, replicas: int) -> Submission:
     """
     plan = run.newest_plan()
     scheduler = scheduler_for(plan.scheduler)
-    live = _live(run, scheduler)
-    ids = {job.id for job in live}
-    chains = {e.get("chain", e["id"]): e.get("replicas", 1) for e in run.jobs() if e["id"] in ids}
-    running = sum(chains.values())
+    running = _live_replicas(run, scheduler)
     if running >= replicas:
         message = f"{running} replicas are queued or running already"
         hint = f"ask for more than {running}; to have fewer, scancel one of their jobs"
         raise PlanError(Problem("scale.enough", message, hint=hint))
+    _replan(run, replicas - running)
+    return _start(run, scheduler, wanted=replicas)
+
+
+def _replan(run: RunDir, replicas: int) -> None:
+    """Write a plan like the newest one, for other replicas."""
+    plan = run.newest_plan()
     prepared = prepare(
         run.path / "job.yaml",
         site=str(run.path / "site.yaml"),
-        settings=(*plan.settings, f"replicas={replicas - running}"),
+        settings=(*plan.settings, f"replicas={replicas}"),
         origin=Path(plan.origin),
     )
     _write(dataclasses.replace(prepared, run=run, identity=run.identity()))
-    return _start(run, scheduler)
+
+
+def _live_replicas(run: RunDir, scheduler: Scheduler) -> int:
+    """Replicas that are queued or running; of a chain, those of its first live job."""
+    _live(run, scheduler)
+    found: dict[str, int] = {}
+    for entry in run.jobs():
+        tasks = _tasks(entry)
+        states = scheduler.states([JobRef.from_json({**entry, "id": task}) for task in tasks])
+        live = sum(replicas for task, replicas in tasks.items() if states[task].live)
+        if live:
+            found.setdefault(entry.get("chain", entry["id"]), live)
+    return sum(found.values())
+
+
+def _tasks(entry: Mapping[str, Any]) -> dict[str, int]:
+    """The replicas of each task of a job, by its id."""
+    tasks, replicas = entry.get("tasks", 1), entry.get("replicas", 1)
+    if tasks == 1:
+        return {entry["id"]: replicas}
+    each = -(-replicas // tasks)
+    return {f"{entry['id']}_{n}": min(each, replicas - n * each) for n in range(tasks)}
 
 
 def retry_errors(run: RunDir, codes: Sequence[str] = ()) -> Submission:
@@ -294,38 +325,45 @@ def _recover(run: RunDir, scheduler: Scheduler) -> None:
     """Note the jobs of submissions that were ended before they could: each has its own name."""
     for nonce, intent in run.open_intents():
         if (job := scheduler.find(intent["name"])) is not None:
-            _note(run, job, nonce, intent.get("chain", nonce))
+            _note(run, job, nonce, intent)
 
 
-def _note(run: RunDir, job: JobRef, nonce: str, chain: str) -> None:
+def _note(run: RunDir, job: JobRef, nonce: str, intent: Mapping[str, Any]) -> None:
+    layout = run.newest_plan().layout
     entry = {
         **job.to_json(),
+        **intent,
         "nonce": nonce,
-        "chain": chain,
-        "replicas": run.newest_plan().layout.replicas,
+        "replicas": layout.replicas,
+        "tasks": layout.allocation.count,
         "submitted": time.time(),
     }
     publish(run.path / "jobs" / f"{job.id}.submitted", json.dumps(entry).encode())
 
 
-def _start(run: RunDir, scheduler: Scheduler) -> Submission:
-    """Submit the newest plan's job; where jobs do not restart, with its successors behind it."""
+def _start(run: RunDir, scheduler: Scheduler, *, wanted: int | None = None) -> Submission:
+    """Submit the newest plan's job; where jobs do not restart, with its successors behind it.
+
+    ``wanted`` replicas are to be live then, if that is more than those of the plan.
+    """
     run.reopen()
     plan = run.newest_plan()
-    chain = secrets.token_hex(4)
-    first = last = _submit(run, scheduler, chain)
+    notes = {"chain": secrets.token_hex(4), "wanted": wanted or plan.layout.replicas}
+    first = last = _submit(run, scheduler, notes)
     warnings: list[Problem] = []
     try:
         for _ in range(1, plan.attempts if plan.restart == "chain" else 1):
-            last = _submit(run, scheduler, chain, after=last)
+            last = _submit(run, scheduler, notes, after=last)
     except SchedulerError as exc:  # a shorter chain works as well
         warnings = [dataclasses.replace(p, severity="warning") for p in _told(exc)]
     return Submission(run=run, how="submitted", job=first, warnings=tuple(warnings))
 
 
-def _submit(run: RunDir, scheduler: Scheduler, chain: str, after: JobRef | None = None) -> JobRef:
+def _submit(
+    run: RunDir, scheduler: Scheduler, notes: Mapping[str, Any], after: JobRef | None = None
+) -> JobRef:
     nonce = secrets.token_hex(4)
-    intent = {"name": f"{run.identity().name}.{nonce}", "chain": chain}
+    intent = {"name": f"{run.identity().name}.{nonce}", **notes}
     publish(run.path / "jobs" / f"{nonce}.intent", json.dumps(intent).encode())
     try:
         job = scheduler.submit(run.path / "script.sh", intent["name"], after=after)
@@ -336,7 +374,7 @@ def _submit(run: RunDir, scheduler: Scheduler, chain: str, after: JobRef | None 
         hint = "submit again, or resume it, once that is put right"
         kept = Problem("rundir.kept", message, hint=hint, severity="warning")
         raise SchedulerError([*_told(exc), kept], transient=exc.transient) from exc
-    _note(run, job, nonce, chain)
+    _note(run, job, nonce, intent)
     return job
 
 

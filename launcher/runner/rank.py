@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_CODES["resumable"]
     except HpcLlmError as exc:
         code, problems = RunError.exit_code, list(exc.problems)
-        print(exc, file=sys.stderr, flush=True)  # noqa: T201 - the step's log
+        sys.stderr.write(f"{exc}\n")
     if problems:
         write_outcome(run, args, failed_or_died(problems), problems)
     return code

@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -53,8 +54,10 @@ class ReplicaTask:
 
     def say(self, text: str) -> None:
         """One line into the step's log, with the time of day."""
+        # One write: unbuffered, print would make two, which launchers tear apart.
         with contextlib.suppress(OSError):  # a full disk
-            print(f"[{time.strftime('%H:%M:%S')}] replica {self.replica}: {text}", flush=True)  # noqa: T201 - the log
+            sys.stdout.write(f"[{time.strftime('%H:%M:%S')}] replica {self.replica}: {text}\n")
+            sys.stdout.flush()
 
 
 def run_replica(task: ReplicaTask) -> bool:

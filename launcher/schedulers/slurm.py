@@ -142,7 +142,8 @@ class SlurmScheduler:
         """
         if not ids:
             return
-        asked = ("--noheader", "--all", "--states=all", "--format=%i|%T", "--me")
+        # --array: one line for each task, also for those that wait together.
+        asked = ("--noheader", "--all", "--array", "--states=all", "--format=%i|%T", "--me")
         queue = _pairs(self._run("squeue", *asked))
         known = [(job, state) for job, state in queue if any(_names(id_, job) for id_ in ids)]
         yield from known

@@ -115,7 +115,7 @@ class Cluster:
         self.profile = profile
         self.root = profile.root
         self.conf = self.root / "etc" / "slurm.conf"
-        self._daemons: list[subprocess.Popen[bytes]] = []
+        self._daemons: list[int] = []
 
     def environment(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         """``environ`` for a login shell of this cluster."""
@@ -152,7 +152,7 @@ class Cluster:
             self.kill_node(node)
         _kill_all(self._daemon_pids)
         while self._daemons:
-            self._daemons.pop().wait()
+            os.waitpid(self._daemons.pop(), 0)
         for node in self.profile.nodes:
             _run("ip", "netns", "del", node, check=False)
             # Gone with the node, but not at once.
@@ -162,7 +162,7 @@ class Cluster:
         for node in self.profile.nodes:
             for limits in _CGROUPS.glob(f"*/slurm_{node}"):
                 for directory, _, _ in os.walk(limits, topdown=False):
-                    os.rmdir(directory)
+                    Path(directory).rmdir()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def is_up(self) -> bool:
@@ -197,27 +197,25 @@ class Cluster:
         command = ("ip", "netns", "pids", node)
         _kill_all(lambda: map(int, _run(*command, check=False).split()))
 
-    def stop_controller(self) -> None:
-        """End slurmctld in order, so that its state is saved."""
-        pid = int((self.root / "run" / "slurmctld.pid").read_text())
-        os.kill(pid, signal.SIGTERM)
-        self._wait_for("the end of slurmctld", lambda: not Path(f"/proc/{pid}").exists())
-
     def _all_idle(self) -> bool:
         states = self.run("sinfo", "-h", "-N", "-o", "%T", check=False).split()
         return len(states) == self.profile.size and set(states) == {"idle"}
 
     def _spawn(self, name: str, *command: str) -> None:
         environ = self.environment({"PATH": os.environ["PATH"], "HPC_LLM_CLUSTER": str(self.root)})
-        with (self.root / "log" / f"{name}.out").open("ab") as log:
-            daemon = subprocess.Popen(
-                command,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        log = str(self.root / "log" / f"{name}.out")
+        # No Popen: its daemon may outlive this process, of which it would warn.
+        daemon = os.posix_spawnp(
+            command[0],
+            command,
+            environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
         self._daemons.append(daemon)
 
     def _wait_for(self, what: str, ready: Callable[[], bool]) -> None:
@@ -298,7 +296,7 @@ class Cluster:
             "MpiDefault=pmix\nGresTypes=gpu\nReturnToService=2\nSlurmdParameters=config_overrides\n"
             # Or a job of a part of a node would have all of its memory.
             "DefMemPerCPU=100\n"
-            "SlurmdTimeout=10\nKillWait=5\nMessageTimeout=10\nMaxArraySize=101\n"
+            "SlurmdTimeout=10\nKillWait=5\nMessageTimeout=5\nMaxArraySize=101\n"
             "SchedulerParameters=sched_interval=2,bf_interval=2\n"
             f"{plugins}{accounting}"
             f"NodeName={nodes} CPUs={CPUS_PER_NODE} SocketsPerBoard=2 CoresPerSocket=4 "

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.cluster import PROFILES, Cluster, install, why_not
+from cluster.cluster import Cluster
+from cluster.user import User, running, somebody
 
 
 @pytest.fixture(scope="session")
@@ -16,16 +17,8 @@ def cluster() -> Iterator[Cluster]:
 
     One that `make cluster-up` left running is used and kept.
     """
-    found = Cluster(PROFILES["default"])
-    if found.is_up():
+    with running("default") as found:
         yield found
-        return
-    if (reason := why_not(PROFILES["default"])) is not None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-    install()
-    found.up()
-    yield found
-    found.down()
 
 
 @pytest.fixture
@@ -35,3 +28,9 @@ def shared(cluster: Cluster, request: pytest.FixtureRequest) -> Path:
     path = cluster.root / "shared" / f"{name}-{os.getpid()}"
     path.mkdir(parents=True)
     return path
+
+
+@pytest.fixture
+def user(cluster: Cluster, shared: Path) -> Iterator[User]:
+    with somebody(cluster, shared) as found:
+        yield found

@@ -1,31 +1,21 @@
-"""The life of a job on a real cluster, and everything that can happen to it there."""
+"""How a run comes to its job on a real cluster, and what keeps it from one."""
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cli_driving import Cli, poll, write_job
-from cluster.cluster import Cluster
+from cli_driving import poll
+from cluster.user import SITE, SLOW, User, check_killed_submission, waiting
 
 pytestmark = pytest.mark.slurm
-
-SITE = Path(__file__).with_name("site.yaml")
-SLOW = {"latency_ms": 100, "max_in_flight": 1}
-NEVER = {"latency_ms": 600_000}
-_numbers = itertools.count()
 
 
 def test_two_replicas_are_two_tasks_whose_rows_come_out_in_order(user: User) -> None:
@@ -54,6 +44,12 @@ def test_a_queued_job_says_in_words_why_it_waits_and_can_be_cancelled(user: User
     poll(reason, "a reason")
     assert user.cli.ask("cancel", user.run).data["jobs"] == [job]
     assert user.until("cancelled")["jobs"] == [{"id": job, "state": "failed"}]
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["live", "over"])
+def test_a_submission_that_was_killed_half_way_is_not_repeated(user: User, *, ended: bool) -> None:
+    check_killed_submission(user, ended=ended)
+    assert len(user.jobs()) == 1
 
 
 def test_a_script_submitted_by_hand_is_a_job_of_the_run(user: User) -> None:
@@ -97,6 +93,21 @@ def test_a_script_started_in_an_allocation_is_a_job_of_the_run(user: User) -> No
     user.until("done")
     assert user.texts() == [str(i) for i in range(60)]
     assert len(user.jobs()) == 1
+
+
+def test_a_run_that_is_cancelled_leaves_the_allocation_to_its_user(user: User) -> None:
+    job = user.job(rows=600, engine_options=SLOW)
+    assert user.cli.ask("render", job, "--out", user.run).code == 0
+    stay = "touch over; until [ -e leave ]; do sleep 0.1; done; echo left"
+    with allocation(user, f"bash {user.run}/script.sh; echo code $?; {stay}") as own:
+        user.until_published()
+        [id_] = user.cli.ask("cancel", user.run).data["jobs"]
+        poll((user.folder / "over").exists, "the end of the script")
+        assert user.shown(id_, "JobState") == "RUNNING"
+        assert user.status()["state"] == "cancelled"
+        (user.folder / "leave").touch()
+        out, _ = own.communicate(timeout=20)
+    assert out.splitlines() == ["code 75", "left"]
 
 
 def test_a_script_that_failed_in_an_allocation_ends_without_it(user: User) -> None:
@@ -184,6 +195,17 @@ def test_a_job_can_be_submitted_from_inside_another(user: User) -> None:
     assert user.shown(entry["id"], "NumNodes") == "1"
     assert user.shown(entry["id"], "StdIn") == "/dev/null"
     assert user.texts() == ["0", "1", "2", "3"]
+
+
+def unreachable(user: User) -> User:
+    """The same while nobody listens where the controller should be."""
+    text = user.cluster.conf.read_text()
+    for key, value in (("SlurmctldPort", "9"), ("MessageTimeout", "2")):
+        text, count = re.subn(rf"\b{key}=\S+", f"{key}={value}", text)
+        assert count == 1, key
+    path = user.folder / "slurm.conf"
+    path.write_text(text)
+    return user.with_environment(SLURM_CONF=str(path))
 
 
 def test_a_controller_out_of_reach_is_no_lost_submission(user: User) -> None:

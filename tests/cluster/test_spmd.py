@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +16,13 @@ import cli_driving
 import pytest
 from cli_driving import Cli, Done, poll, write_job
 from cluster.cluster import Cluster
+from cluster.user import SITE, runners
 
 from launcher.engines.smollm2 import prepare
 from launcher.errors import SpecError
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 
-SITE = Path(__file__).with_name("site.yaml")
 QUESTION = {"text": "What is the capital of France?"}
 
 
@@ -117,26 +115,6 @@ def replica(
     names = [line.split() for line in cluster.run("squeue", "-h", "-o", "%A %j").splitlines()]
     if ids := [id_ for id_, name in names if name.startswith(f"spmd-{os.getpid()}")]:
         cluster.run("scancel", *ids)
-
-
-def runners(job: str, node: str, rank: int) -> list[int]:
-    """The processes on ``node`` that are a rank of ``job``, below its wrapper."""
-    listed = subprocess.run(
-        ["ip", "netns", "pids", node], capture_output=True, text=True, check=True
-    ).stdout
-    return [
-        int(pid)
-        for pid in listed.split()
-        if {f"--job={job}", f"--rank={rank}"} <= options_of(int(pid))
-    ]
-
-
-def options_of(pid: int) -> set[str]:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    except OSError:  # it has ended
-        return set()
-    return {f"{name}={value}" for name, value in itertools.pairwise(words)}
 
 
 def test_three_nodes_answer_as_one_and_a_later_start_has_nothing_to_do(replica: Replica) -> None:

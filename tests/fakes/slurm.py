@@ -60,14 +60,21 @@ def sbatch(words: list[str]) -> None:
 
 def squeue(words: list[str]) -> None:
     shown = {
-        ("--noheader", "--all", "--states=all", "--format=%i|%T", "--me"): "{id}|{state}",
+        (
+            "--noheader",
+            "--all",
+            "--array",
+            "--states=all",
+            "--format=%i|%T",
+            "--me",
+        ): "{id}|{state}",
         ("--noheader", "--all", "--states=PENDING", "--format=%i|%r", "--me"): "{id}|{reason}",
         ("--noheader", "--all", "--states=all", "--format=%F"): "{base}",
     }
     plain = tuple(word for word in words if not word.startswith("--name="))
     if plain not in shown:
         die(f"squeue: error: the fake does not know {words}")
-    for job, state in chosen(words):
+    for job, state in apart(chosen(words)) if "--array" in words else chosen(words):
         if "--states=all" in words or state == "PENDING":
             base = job.partition("_")[0]
             print(shown[plain].format(id=job, state=state, base=base, reason=reason_of(base)))
@@ -87,6 +94,15 @@ def chosen(words: list[str]) -> list[tuple[str, str]]:
     name = next((word.partition("=")[2] for word in words if word.startswith("--name=")), None)
     with jobs() as known:
         return [(job, state) for job, state in known.items() if name in (None, name_of(job))]
+
+
+def apart(found: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The tasks of arrays that wait, each by itself."""
+    for job, state in found:
+        if waiting := re.fullmatch(r"(\d+)_\[0-(\d+)\]", job):
+            yield from ((f"{waiting[1]}_{n}", state) for n in range(int(waiting[2]) + 1))
+        else:
+            yield job, state
 
 
 def name_of(job: str) -> str | None:

@@ -1,0 +1,60 @@
+"""More replicas and fewer, on a cluster of fake commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_driving import Cli, write_job
+from fake_slurm import FakeSlurm
+
+SITE = Path(__file__).parents[1] / "cluster" / "site.yaml"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> FakeSlurm:
+    (tmp_path / "slurm").mkdir()
+    return FakeSlurm(tmp_path / "slurm")
+
+
+@pytest.fixture
+def cli(tmp_path: Path, slurm: FakeSlurm) -> Cli:
+    (tmp_path / "home").mkdir()
+    return Cli(tmp_path / "home", {**slurm.environ, "HPC_LLM_SITE": str(SITE)})
+
+
+def submitted(cli: Cli, replicas: int) -> Path:
+    job = write_job(
+        cli.home,
+        rows=[{"text": "a"}],
+        replicas=replicas,
+        resources={"partition": "gpu", "time": "10m", "gpus_per_node": 1},
+    )
+    assert cli.ask("submit", job).data["how"] == "submitted"
+    return cli.home / "run"
+
+
+def arrays(slurm: FakeSlurm, run: Path) -> list[str]:
+    """The array option of the script, as it is now."""
+    lines = (run / "script.sh").read_text().splitlines()
+    return [line.partition("=")[2] for line in lines if line.startswith("#SBATCH --array")]
+
+
+def test_a_task_that_ended_is_no_replica_any_more(cli: Cli, slurm: FakeSlurm) -> None:
+    run = submitted(cli, 4)
+    enough = cli.ask("scale", run, "--replicas", "4")
+    assert (enough.code, enough.codes) == (4, ["scale.enough"])
+    slurm.replace("1000_[0-3]", j1000_0="RUNNING", j1000_1="RUNNING")
+    slurm.set(j1000_2="CANCELLED", j1000_3="FAILED")
+    scaled = cli.ask("scale", run, "--replicas", "5")
+    assert scaled.data["job"] == "1001"
+    assert arrays(slurm, run) == ["0-2"]
+
+
+def test_a_scaled_run_comes_back_with_all_of_its_replicas(cli: Cli, slurm: FakeSlurm) -> None:
+    run = submitted(cli, 2)
+    assert cli.ask("scale", run, "--replicas", "3").code == 0
+    assert arrays(slurm, run) == []
+    assert cli.ask("cancel", run).data["jobs"] == ["1000", "1001"]
+    assert cli.ask("resume", run).data["how"] == "submitted"
+    assert arrays(slurm, run) == ["0-2"]

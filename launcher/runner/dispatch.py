@@ -19,7 +19,7 @@ from launcher.data.open_unit import OpenUnit
 from launcher.data.passes import Pass, open_pass
 from launcher.data.prompts import PromptBuilder, row_id
 from launcher.data.records import encode, error_row, ok_row
-from launcher.data.rows import Row, read_unit
+from launcher.data.rows import Row, UnitReader
 from launcher.data.tally import PartCounts
 from launcher.data.wal import Record
 from launcher.engines.base import Engine, Request
@@ -57,6 +57,7 @@ class _Answering:
     """What a row needs to be answered."""
 
     engine: Engine
+    reader: UnitReader
     builder: PromptBuilder
     slots: asyncio.Semaphore
 
@@ -116,7 +117,8 @@ class Dispatcher:
         self.phase = "leaving" if self._leaving else "running"
         self._failure = asyncio.get_running_loop().create_future()
         builder = PromptBuilder(self.identity.prompt, self.identity.sampling)
-        answering = _Answering(engine, builder, asyncio.Semaphore(window))
+        reader = UnitReader(self.identity.inputs, self.identity.grid)
+        answering = _Answering(engine, reader, builder, asyncio.Semaphore(window))
         keeping = asyncio.create_task(self._keep_finished())
         keeping.add_done_callback(self._ended)
         unit: OpenUnit | None = first
@@ -133,6 +135,7 @@ class Dispatcher:
             if self._failure.done():
                 self._failure.exception()  # looked at, whatever else ended the work
             self._let_go()
+            reader.close()
         return not self._left or self._is_done()
 
     def claim(self) -> OpenUnit | None:
@@ -187,7 +190,7 @@ class Dispatcher:
             await self._unless_failed(first)
         assert self._pass is not None  # noqa: S101 - the unit was claimed in it
         wanted = await asyncio.to_thread(self._pass.wanted, unit.unit)
-        rows = read_unit(self.identity.inputs, self.identity.grid, unit.unit)
+        rows = answering.reader.read(unit.unit)
         while batch := await self._unless_failed(asyncio.to_thread(_some, rows)):
             for row in batch:
                 key = (row.file, row.offset)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.data.inputs import changed
+from launcher.data.inputs import changed, missing_packages
 from launcher.data.leases import TTL_S, Heartbeat, Leases
 from launcher.data.open_unit import OpenUnit
 from launcher.data.passes import open_pass
@@ -71,8 +71,8 @@ def run_replica(task: ReplicaTask) -> bool:
     Raises
     ------
     RunError
-        ``input.changed`` when the input is not what it was at submission; whatever the engine
-        raised when it could not start or died.
+        ``input.changed`` when the input is not what it was at submission; what this Python lacks
+        to read it; whatever the engine raised when it could not start or died.
     """
     plan = task.run.plan(task.plan_number)
     try:
@@ -85,6 +85,8 @@ def run_replica(task: ReplicaTask) -> bool:
 
 def _run_first_rank(task: ReplicaTask, plan: Plan) -> bool:
     identity = task.run.identity()
+    if missing := missing_packages(identity.inputs):
+        raise RunError(missing)
     if differences := changed(identity.inputs):
         hint = "restore the files, or start a new run with another output.path"
         raise RunError(Problem("input.changed", "; ".join(differences[:5]), hint=hint))

@@ -135,10 +135,10 @@ def _answer(
     data: dict[str, Any], text: str, counts: Counts, warnings: list[Problem], *, complete: bool
 ) -> Answer:
     """The answer, which is an error where a complete run has come out without one token."""
+    from launcher.data.tally import no_tokens
     from launcher.errors import OutputError
-    from launcher.report.reading import no_tokens
 
-    silent = no_tokens(counts) if complete else None
+    silent = no_tokens(counts.ok, counts.completion_tokens) if complete else None
     if silent is None:
         return Answer(data=data, text=text, problems=warnings)
     return Answer(

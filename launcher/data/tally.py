@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from launcher.data.passes import all_passes
 from launcher.errors import OutputError, Problem
 from launcher.rundir import RunDir, publish
 
-__all__ = ["PartCounts", "Tally", "count_parts", "finish", "tally"]
+__all__ = ["PartCounts", "Tally", "count_parts", "finish", "no_tokens", "tally"]
+
+_OF_UNIT = re.compile(r"\.?u(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,21 +92,34 @@ def finish(run: RunDir, noted: Iterable[Mapping[str, Any]]) -> None:
         ``output.no-tokens`` when rows were answered and nothing was generated.
     """
     found = tally(run, noted)
-    if found.ok and not found.completion_tokens:
-        message = f"{found.ok} rows were answered without one token"
-        hint = "look at the rows with `hpc-llm results`, and at sampling.max_tokens"
-        raise OutputError(Problem("output.no-tokens", message, hint=hint))
+    if problem := no_tokens(found.ok, found.completion_tokens):
+        raise OutputError(problem)
     publish(run.done_path, json.dumps(asdict(found)).encode())
     for path in _left_over(run):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
+def no_tokens(ok: int, completion_tokens: int) -> Problem | None:
+    """The problem of a run that has ``ok`` answers, and not one token in all of them."""
+    if not ok or completion_tokens:
+        return None
+    message = f"{ok} rows were answered without one token"
+    hint = "look at the prompts with `hpc-llm preview JOB`, and at sampling.stop"
+    return Problem("output.no-tokens", message, hint=hint)
+
+
 def _left_over(run: RunDir) -> Iterable[Path]:
-    """What killed workers left in the place of parts that others made."""
-    for root in map(run.pass_path, (0, *run.overlays())):
-        yield from (root / "wal").glob("*")
-        yield from (root / "parts").glob(".*.tmp")
+    """What killed workers left in the place of parts that others made.
+
+    Nothing of units that are open: a pass may have begun since this worker saw none.
+    """
+    for overlay in (0, *run.overlays()):
+        root, published = run.pass_path(overlay), run.published_units(overlay)
+        for path in (*(root / "wal").glob("*.wal"), *(root / "parts").glob(".*.tmp")):
+            unit = _OF_UNIT.match(path.name)
+            if unit and int(unit[1]) in published:
+                yield path
 
 
 def _count(path: Path) -> dict[str, int]:

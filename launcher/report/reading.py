@@ -29,7 +29,6 @@ __all__ = [
     "Reading",
     "check_complete",
     "damaged",
-    "no_tokens",
     "parse_row",
 ]
 
@@ -159,15 +158,6 @@ def check_complete(run: RunDir) -> None:
         message = f"{missing} of {total} units are not there yet"
         hint = f"wait for it, `hpc-llm resume {run.path}`, or take what there is with --partial"
         raise OutputError(Problem("output.incomplete", message, hint=hint))
-
-
-def no_tokens(counts: Counts) -> Problem | None:
-    """The problem of a run that has answers, and not one token in all of them."""
-    if not counts.ok or counts.completion_tokens:
-        return None
-    message = f"{counts.ok} rows were answered without one token"
-    hint = "look at the prompts with `hpc-llm preview JOB`, and at sampling.stop"
-    return Problem("output.no-tokens", message, hint=hint)
 
 
 def parse_row(line: bytes, path: Path) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.data.records import encode
+from launcher.data.tally import no_tokens
 from launcher.errors import OutputError
-from launcher.report.reading import Reading, check_complete, no_tokens
+from launcher.report.reading import Reading, check_complete
 from launcher.rundir import RunDir
 
 ROWS = [{"text": "bad" if n % 4 == 1 else f"row {n} of many", "id": f"id-{n}"} for n in range(40)]
@@ -172,6 +173,6 @@ def test_answers_without_any_token_are_a_problem_only_where_there_are_answers(
     rows = [*({"text": text} for text in said), {"text": "bad"}]
     reading = Reading(finished_run(tmp_path_factory.mktemp("run"), rows))
     assert sum(1 for _ in reading.rows()) == len(rows)
-    problem = no_tokens(reading.counts)
+    problem = no_tokens(reading.counts.ok, reading.counts.completion_tokens)
     assert (problem is not None) == (said != [] and set(said) == {""})
     assert problem is None or problem.code == "output.no-tokens"

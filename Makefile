@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv local demo demo-slurm cluster-up cluster-down lint test test-here test-slurm test-fast bench lock clean
+.PHONY: help venv local demo demo-slurm cluster-up cluster-down lint test test-here test-slurm test-gpu test-fast bench lock clean
 
 PYTHON ?= python3
 # What pip gets for torch, the one package that the constraints leave open, because the build is
@@ -55,7 +55,7 @@ lint: venv ## ruff, mypy, import-linter and shellcheck
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run benchmarks/gpu.sh
 
 test: lint local ## lint, then all tests but those that need a GPU
 	@# Side by side: the cluster's tests mostly wait for Slurm.
@@ -66,6 +66,9 @@ test-here: local ## the tests that need neither a cluster nor a GPU
 
 test-slurm: local ## (root) the tests on a real Slurm cluster of four nodes on this machine
 	$(BIN)/python -m pytest -m slurm -p no:cacheprovider
+
+test-gpu: ## the tests on this machine's GPUs, in the PYTHON that has vllm and torch
+	PYTHON=$(PYTHON) benchmarks/gpu.sh tests
 
 test-fast: venv ## the tests that need no model and build no package
 	$(BIN)/python -m pytest -m "not slurm and not gpu and not multigpu" \

@@ -29,6 +29,7 @@ IN_JOB = (
     "plan/__init__.py",
     "plan/types.py",
     "plan/grid.py",
+    "plan/vllm_options.py",
     "data",
     "engines",
     "telemetry",

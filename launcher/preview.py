@@ -62,6 +62,8 @@ def _row(builder: PromptBuilder, row: Any, as_text: Callable[[Messages], str]) -
     try:
         prompt: Prompt = builder.build(row)
         text = as_text(prompt.messages) if prompt.messages is not None else prompt.text
+        if prompt.tokens is not None:
+            text = f"token ids {' '.join(map(str, prompt.tokens))}"
     except RowError as exc:
         error = f"{exc.code}: {exc.message}"
         return PreviewRow(row=place, id=None, text=None, max_tokens=None, error=error)

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 # What this version can start; the others can be planned and rendered.
-_STARTABLE = frozenset({"echo", "transformers"})
+_STARTABLE = frozenset({"echo", "transformers", "vllm"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +220,7 @@ def check_can_run(plan: Plan) -> None:
     """
     if plan.engine not in _STARTABLE:
         message = f"this version plans and renders engine {plan.engine}, but cannot run it yet"
-        hint = "use engine transformers, or echo for a try"
+        hint = "use engine vllm or transformers, or echo for a try"
         raise PlanError(Problem("engine.unavailable", message, hint=hint))
     if ENGINES[plan.engine].needs_model and plan.model_path is None:
         message = f"the checkpoint of {plan.model} is not on this machine"

@@ -36,6 +36,13 @@ __all__ = [
 
 Turns = tuple[Mapping[str, Any], ...]
 
+
+class Tokens(NamedTuple):
+    """A prompt that is token ids already."""
+
+    ids: Sequence[int]
+
+
 # Keys of an OpenAI body. These change nothing in the answer …
 _IGNORED = frozenset({"metadata", "model", "prompt_cache_key", "safety_identifier"})
 _IGNORED |= {"service_tier", "store", "stream_options", "user"}
@@ -65,7 +72,7 @@ _FIELDS_SHOWN = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What one row asks of the model: exactly one of ``text`` and ``messages`` is set.
+    """What one row asks of the model: one of ``text``, ``messages`` and ``tokens`` is set.
 
     Attributes
     ----------
@@ -75,6 +82,8 @@ class Prompt:
         Sent as it is.
     messages
         Turns for the model's chat template, each with a ``role`` and text ``content``.
+    tokens
+        Token ids that the row itself brings as its prompt, sent as they are.
     sampling
         The job's, with the row's own seed and what an OpenAI line overrides.
     """
@@ -82,6 +91,7 @@ class Prompt:
     id: str | None
     text: str | None = None
     messages: Turns | None = None
+    tokens: Sequence[int] | None = None
     sampling: Sampling
 
 
@@ -122,34 +132,39 @@ class PromptBuilder:
         body = _openai_body(fields)
         if self._text is None and not self._turns and body is not None:
             bare = _check_openai(body, fields.get("url"))
-            text, turns = _own(body, ("prompt",) if bare else ("messages",))
-            return self._prompt(fields, text, turns, _overridden(sampling, body), bare=bare)
-        text, turns = self._asked(fields)
-        return self._prompt(fields, text, turns, sampling, bare=not self._chat)
+            own = _own(body, ("prompt",) if bare else ("messages",))
+            return self._prompt(fields, own, _overridden(sampling, body), bare=bare)
+        return self._prompt(fields, self._asked(fields), sampling, bare=not self._chat)
 
-    def _asked(self, fields: Mapping[str, Any]) -> tuple[str | None, Turns]:
+    def _asked(self, fields: Mapping[str, Any]) -> str | Turns | Tokens:
         if self._text is not None:
-            return _rendered(self._text, fields), ()
+            return _rendered(self._text, fields)
         if self._turns:
             turns = [{"role": role, "content": _rendered(t, fields)} for role, t in self._turns]
-            return None, tuple(turns)
+            return tuple(turns)
         return _own(fields, ("messages", "prompt", "text"))
 
     def _prompt(
         self,
         fields: Mapping[str, Any],
-        text: str | None,
-        turns: Turns,
+        asked: str | Turns | Tokens,
         sampling: Sampling,
         *,
         bare: bool,
     ) -> Prompt:
-        _check_text([text] if text is not None else [turn["content"] for turn in turns])
-        if text is None and not self._chat:
+        user_id = _id(fields)
+        if isinstance(asked, Tokens):
+            return Prompt(id=user_id, tokens=asked.ids, sampling=sampling)
+        if isinstance(asked, str):
+            _check_text([asked])
+            if bare:
+                return Prompt(id=user_id, text=asked, sampling=sampling)
+            turns: Turns = ({"role": "user", "content": asked},)
+            return Prompt(id=user_id, messages=turns, sampling=sampling)
+        _check_text([turn["content"] for turn in asked])
+        if not self._chat:
             raise RowError("bad_type", "messages need a chat template, and chat is false")
-        if text is not None and not bare:
-            text, turns = None, ({"role": "user", "content": text},)
-        return Prompt(id=_id(fields), text=text, messages=turns or None, sampling=sampling)
+        return Prompt(id=user_id, messages=asked, sampling=sampling)
 
 
 def row_id(row: Row) -> str | None:
@@ -301,7 +316,7 @@ def _openai_body(fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return body if "custom_id" in fields and isinstance(body, Mapping) else None
 
 
-def _own(fields: Mapping[str, Any], names: Sequence[str]) -> tuple[str | None, Turns]:
+def _own(fields: Mapping[str, Any], names: Sequence[str]) -> str | Turns | Tokens:
     """The prompt that the first of ``names`` holds. Null counts as absent, as in OpenAI's API."""
     name = next((name for name in names if fields.get(name) is not None), None)
     if name is None:
@@ -310,10 +325,23 @@ def _own(fields: Mapping[str, Any], names: Sequence[str]) -> tuple[str | None, T
         raise _MissingFieldError(f"the row brings no prompt: no {wanted}", hint)
     value = fields[name]
     if name == "messages":
-        return None, _turns(value)
+        return _turns(value)
+    if name == "prompt" and isinstance(value, list):
+        return _tokens(value)
     if not isinstance(value, str):
         raise RowError("bad_type", f"{name} is a {type(value).__name__}, not text")
-    return value, ()
+    return value
+
+
+def _tokens(value: list[Any]) -> Tokens:
+    """A prompt as OpenAI's completions take it too: the ids of its tokens."""
+    if not value:
+        raise RowError("empty_prompt", "the prompt has no tokens")
+    for number, token in enumerate(value):
+        if type(token) is not int or token < 0:  # True is an int as well
+            message = f"prompt[{number}] is {token!r}, not a token id from 0"
+            raise RowError("bad_type", message)
+    return Tokens(value)
 
 
 def _turns(value: Any) -> Turns:

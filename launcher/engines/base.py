@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,15 +41,16 @@ class EngineSetup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One row as the engine gets it: exactly one of ``text`` and ``messages`` is set.
+    """One row as the engine gets it: one of ``text``, ``messages`` and ``tokens`` is set.
 
-    ``messages`` go through the model's chat template; ``text`` is sent as it is.
+    ``messages`` go through the model's chat template; ``text`` and token ids are sent as they are.
     """
 
     id: str
     sampling: Sampling
     text: str | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
+    tokens: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

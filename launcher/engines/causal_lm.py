@@ -135,17 +135,25 @@ class Model:
 
     def encode(self, request: Request) -> list[int]:
         """Token ids of the prompt."""
+        ids = self._tokenize(request) if request.tokens is None else list(request.tokens)
+        if not ids:
+            raise RowError("empty_prompt", "the prompt has no tokens")
+        if (size := self.module.config.get_text_config().vocab_size) <= max(ids):
+            # On a GPU it would not raise but end the process's use of the device.
+            message = f"token id {max(ids)} is outside the vocabulary of {size}"
+            raise RowError("bad_type", message)
+        if self.limit is not None and len(ids) > self.limit - 1:
+            message = f"the prompt has {len(ids)} tokens, the model takes {self.limit - 1}"
+            raise RowError("prompt_too_long", message)
+        return ids
+
+    def _tokenize(self, request: Request) -> list[int]:
         text = request.text if request.text is not None else self._apply_template(request)
         try:
             encoded = self.tokenizer(text, add_special_tokens=request.messages is None)
         except Exception as exc:
             raise RowError("engine_error", f"the tokenizer failed: {first_line(exc)}") from exc
         ids: list[int] = encoded["input_ids"]
-        if not ids:
-            raise RowError("empty_prompt", "the prompt has no tokens")
-        if self.limit is not None and len(ids) > self.limit - 1:
-            message = f"the prompt has {len(ids)} tokens, the model takes {self.limit - 1}"
-            raise RowError("prompt_too_long", message)
         return ids
 
     def _apply_template(self, request: Request) -> str:

@@ -158,6 +158,8 @@ def _open(gate: asyncio.Future[None]) -> None:
 def _prompt(request: Request) -> str:
     if request.text is not None:
         return request.text
+    if request.tokens is not None:
+        return " ".join(map(str, request.tokens))
     content = request.messages[-1].get("content") if request.messages else None
     if not isinstance(content, str):
         raise RowError("template_error", f"the last message's content is {content!r}, not text")

@@ -18,8 +18,9 @@ Options = TypeVar("Options")
 _ENGINES = {
     "echo": ("launcher.engines.echo", "EchoEngine"),
     "transformers": ("launcher.engines.transformers", "TransformersEngine"),
+    "vllm": ("launcher.engines.vllm", "VllmEngine"),
 }
-_PLANNED_ONLY = ("tensorrt-llm", "vllm")
+_PLANNED_ONLY = ("tensorrt-llm",)
 
 
 def create(name: str, setup: EngineSetup) -> Engine:

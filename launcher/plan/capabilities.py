@@ -25,6 +25,8 @@ class EngineFacts:
         one process starts its own workers and so never leaves its node.
     missing
         Why a cut outside ``cuts`` is refused, in words for the user.
+    ep_is_tp
+        Whether experts are spread over the whole TP group or not at all.
     """
 
     needs_gpu: bool
@@ -32,6 +34,7 @@ class EngineFacts:
     cuts: frozenset[str]
     several_ranks: StepKind | None
     missing: str = ""
+    ep_is_tp: bool = False
 
 
 ENGINES: Mapping[str, EngineFacts] = {
@@ -46,6 +49,9 @@ ENGINES: Mapping[str, EngineFacts] = {
         needs_model=True,
         cuts=frozenset({"tp", "pp", "ep"}),
         several_ranks=None,
+        # vllm/model_executor/layers/fused_moe/config.py, FusedMoEParallelConfig.make: under
+        # enable_expert_parallel every rank owns whole experts, so ep_size is tp_size.
+        ep_is_tp=True,
     ),
     "transformers": EngineFacts(
         needs_gpu=False,

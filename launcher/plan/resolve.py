@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from launcher.errors import Location, PlanError, Problem
 from launcher.models.shapes import ModelShape
-from launcher.plan import checks
+from launcher.plan import checks, vllm_options
 from launcher.plan.capabilities import ENGINES, step_kind
 from launcher.plan.directives import slurm_directives
 from launcher.plan.layout import NodeShape, lay_out
@@ -215,6 +216,13 @@ def _check_engine(r: _Resolver, cut: Cut, node: NodeShape) -> None:
             message = f"engine {r.job.engine} cannot do {axis} {size}: {engine.missing}"
             hint = f"set {axis} to 1, or choose another engine"
             r.error("plan.engine-capability", message, "parallelism", axis, hint=hint)
+    if engine.ep_is_tp and cut.ep not in (1, cut.tp):
+        message = (
+            f"engine {r.job.engine} spreads experts over the whole TP group or not at all, and "
+            f"ep {cut.ep} is neither 1 nor tp {cut.tp}"
+        )
+        hint = f"set ep to 1 or {cut.tp}"
+        r.error("plan.engine-capability", message, "parallelism", "ep", hint=hint)
     if cut.ranks > node.slots and engine.several_ranks is None:
         message = (
             f"engine {r.job.engine} starts its own workers on one node, and tp {cut.tp} x pp "
@@ -222,10 +230,18 @@ def _check_engine(r: _Resolver, cut: Cut, node: NodeShape) -> None:
         )
         hint = f"choose tp * pp of at most {node.slots}"
         r.error("plan.engine-nodes", message, "parallelism", hint=hint)
-    _check_owned_options(r)
+    _check_options(r)
 
 
-def _check_owned_options(r: _Resolver) -> None:
+def _check_options(r: _Resolver) -> None:
+    if r.job.engine == "vllm":
+        versions = f"vLLM {vllm_options.VERSIONS[0]} to {vllm_options.VERSIONS[-1]}"
+        known = vllm_options.known_options()
+        for found in vllm_options.complaints(r.job.engine_options, known, versions):
+            code = "plan.engine-option" if found.owned else "engine.options"
+            where = r.job_source.at(field_path("engine_options", found.option))
+            severity: Literal["error", "warning"] = "error" if found.sure else "warning"
+            r.problems.append(Problem(code, found.message, where, found.hint, severity))
     owned = _DERIVED_ARGUMENTS if r.job.engine == "tensorrt-llm" else {}
     for option, better in owned.items():
         if option in r.job.engine_options:

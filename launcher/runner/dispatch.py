@@ -232,6 +232,7 @@ class Dispatcher:
                 sampling=prompt.sampling,
                 text=prompt.text,
                 messages=prompt.messages,
+                tokens=prompt.tokens,
             )
             completion = await answering.engine.generate(request)
         except RowError as exc:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from launcher.errors import HpcLlmError, Problem, RunError
 from launcher.plan.types import Plan
+from launcher.process import adopt_orphans, descendants, kill
 from launcher.rundir import RunDir
 from launcher.runner.__main__ import (
     EXIT_CODES,
@@ -124,6 +125,7 @@ def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int,
     # Ignored across exec, so that a warning which comes while the child still imports does not
     # kill it: USR1's default action is death.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    adopt_orphans()
     child = subprocess.Popen(command, env=environ)
 
     def hand_on(number: int, _: object) -> None:
@@ -133,7 +135,9 @@ def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int,
 
     signal.signal(signal.SIGUSR1, hand_on)
     signal.signal(signal.SIGTERM, hand_on)
-    return child.wait(), told
+    code = child.wait()
+    kill(descendants())  # workers of an engine that was killed, which would hold its GPUs
+    return code, told
 
 
 def _death(code: int, rank: int) -> list[Problem]:

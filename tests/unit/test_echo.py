@@ -199,7 +199,7 @@ def test_all_wrong_options_are_reported_at_once() -> None:
     assert codes(err.value) == ["engine.options", "engine.options"]
 
 
-@pytest.mark.parametrize("name", ["tensorrt-llm", "vllm", "ollama"])
+@pytest.mark.parametrize("name", ["tensorrt-llm", "ollama"])
 def test_engines_that_cannot_run_yet_are_refused_by_name(name: str) -> None:
     with pytest.raises(RunError, match=name) as err:
         create(name, setup())

@@ -1,0 +1,161 @@
+"""What GPU benchmarks look at from outside: processes, GPUs, a run's beats, and rates from them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Seconds since the epoch, rows, their prompt and new tokens, and, where the engine was asked, new
+# tokens by its own count, which has those of unfinished rows too.
+Sample = Sequence[float]
+DONE, GENERATED = 3, 4
+
+
+def total_at(series: Sequence[Sequence[Sample]], when: float, column: int) -> float:
+    """The sum over workers at ``when``, between the beats of each."""
+    total = 0.0
+    for samples in series:
+        after = bisect_left([sample[0] for sample in samples], when)
+        if after == 0:
+            continue
+        if after == len(samples):
+            total += samples[-1][column]
+            continue
+        (t0, *_), (t1, *_) = samples[after - 1], samples[after]
+        share = (when - t0) / (t1 - t0) if t1 > t0 else 1.0
+        low, high = samples[after - 1][column], samples[after][column]
+        total += low + share * (high - low)
+    return total
+
+
+def steady(series: Sequence[Sequence[Sample]], rows: int, column: int) -> dict[str, float] | None:
+    """New tokens a second in the middle of a run of ``rows``; None where it is too short."""
+    beats = sorted({sample[0] for samples in series for sample in samples})
+    inner = [t for t in beats if 0.1 * rows <= total_at(series, t, 1) <= 0.9 * rows]
+    if not inner or inner[0] == inner[-1]:
+        return None
+    first, last = inner[0], inner[-1]
+    took_s = last - first
+    new, prompt = (total_at(series, last, c) - total_at(series, first, c) for c in (column, 2))
+    return {
+        "from": first,
+        "to": last,
+        "tokens_per_s": new / took_s,
+        "prompt_tokens_per_s": prompt / took_s,
+    }
+
+
+class GpuWatch:
+    """What nvidia-smi says of the GPUs, twice a second."""
+
+    FIELDS = "index,utilization.gpu,memory.used,memory.total,power.draw"
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, list[float]]] = []
+        query = [f"--query-gpu={self.FIELDS}", "--format=csv,noheader,nounits", "-lms", "500"]
+        self._process: subprocess.Popen[str] | None = None
+        with contextlib.suppress(FileNotFoundError):
+            self._process = subprocess.Popen(
+                ["nvidia-smi", *query], stdout=subprocess.PIPE, text=True
+            )
+            threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with contextlib.suppress(ValueError):  # "[N/A]"
+                self._seen.append((time.time(), [float(text) for text in line.split(",")]))
+
+    def between(self, start: float, end: float) -> list[dict[str, float]]:
+        """For each GPU: median and least utilisation, most memory, median power."""
+        found: dict[int, list[list[float]]] = {}
+        for when, values in self._seen:
+            if start <= when <= end:
+                found.setdefault(int(values[0]), []).append(values)
+        return [
+            {
+                "gpu": gpu,
+                "samples": len(rows),
+                "utilisation_median": statistics.median(row[1] for row in rows),
+                "utilisation_mean": statistics.fmean(row[1] for row in rows),
+                "utilisation_least": min(row[1] for row in rows),
+                "memory_most_mib": max(row[2] for row in rows),
+                "memory_total_mib": rows[0][3],
+                "power_median_w": statistics.median(row[4] for row in rows),
+            }
+            for gpu, rows in sorted(found.items())
+        ]
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def session(command: Sequence[str | Path], **how: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process whose whole session is gone in the end, whatever happens."""
+    process = subprocess.Popen(
+        list(map(str, command)), start_new_session=True, text=True, stdin=subprocess.DEVNULL, **how
+    )
+    try:
+        yield process
+    finally:
+        while left := [pid for pid in session_of(process.pid) if pid != os.getpid()]:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.poll()
+            time.sleep(0.1)
+
+
+def session_of(leader: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == leader and fields[0] not in "ZX":
+                    found.append(int(entry.name))
+    return found
+
+
+def note_beats(run: Path, series: dict[str, list[Sample]]) -> None:
+    for path in run.glob("metrics/*.now"):
+        with contextlib.suppress(OSError, ValueError):  # its worker has just ended
+            beat = json.loads(path.read_bytes())
+            samples = series.setdefault(path.stem, [])
+            if not samples or samples[-1][0] < beat["time"]:
+                tokens = beat["prompt_tokens"], beat["completion_tokens"]
+                samples.append((beat["time"], beat["rows"], *tokens))
+
+
+def read_marks(path: Path, run: Path) -> dict[str, float]:
+    """Seconds from the start that the job noted of itself to each event of its first replica."""
+    entries = [json.loads(p.read_bytes()) for p in run.glob("jobs/*.json")]
+    if not entries or not path.exists():
+        return {}
+    found: dict[str, float] = {}
+    for line in path.read_text().splitlines():
+        for event, when in json.loads(line).items():
+            found.setdefault(event, when - entries[0]["started"])
+    return found
+
+
+def gpu_lines(*words: str) -> list[str]:
+    try:
+        done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return []
+    return done.stdout.splitlines()

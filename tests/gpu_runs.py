@@ -1,0 +1,169 @@
+"""Rendered runs on a machine with GPUs: started by bash, watched from outside, and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cli_driving import Cli, session_processes
+from run_making import json_lines
+
+__all__ = ["GpuRun", "Started", "gpu_names", "render", "wait_until"]
+
+# A start imports for half a minute on a cold machine, and compiles kernels once.
+LIMIT_S = 240.0
+LOG_TAIL = 6000
+
+
+def gpu_names() -> list[str]:
+    """The GPUs of this machine, one line each, as the driver lists them."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return []
+    return [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
+
+
+def wait_until(true: Callable[[], Any], what: str, run: GpuRun, limit_s: float = LIMIT_S) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, f"never: {what}\n{run.log_tail()}"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Started:
+    """One start of a run's script, which leads a session of its own."""
+
+    run: GpuRun
+    process: subprocess.Popen[bytes]
+
+    def ended(self, limit_s: float = LIMIT_S) -> int:
+        """The exit code of the script, and nothing of it is left a little later."""
+        try:
+            code = self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"no end in {limit_s} s\n{self.run.log_tail()}") from None
+        gone = lambda: not session_processes(self.process.pid)  # noqa: E731 - said once
+        try:
+            wait_until(gone, f"the end of {session_processes(self.process.pid)}", self.run, 30)
+        finally:
+            self.kill()
+        return code
+
+    def find(self, wanted: Callable[[Sequence[str]], bool]) -> int:
+        """The one process of this start whose words are as ``wanted``."""
+        words = session_processes(self.process.pid)
+        found = [pid for pid, its in words.items() if wanted(its)]
+        assert len(found) == 1, words
+        return found[0]
+
+    def kill(self) -> None:
+        for pid in session_processes(self.process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class GpuRun:
+    """A run directory and the command line that made it."""
+
+    cli: Cli
+    path: Path
+
+    def start(self) -> Started:
+        """Start the script as a person would, with the environment that this machine has."""
+        with (self.path / "logs" / "script.log").open("ab") as log:
+            process = subprocess.Popen(
+                ["bash", str(self.path / "script.sh")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return Started(self, process)
+
+    def complete(self) -> list[dict[str, Any]]:
+        """Run to the end, which has to be a good one; the rows."""
+        code = self.start().ended()
+        assert code == 0, f"exit code {code}\n{self.log_tail()}"
+        return self.rows()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The output in input order, once `results --verify` has found each row in it once."""
+        verified = self.cli.ask("results", self.path, "--verify")
+        assert verified.code == 0, verified.out
+        done = self.cli("results", self.path)
+        assert done.code == 0, done.err
+        return [json.loads(line) for line in done.out.splitlines()]
+
+    def parts(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (self.path / "parts").glob("u*.jsonl")}
+
+    def problems(self) -> list[dict[str, Any]]:
+        """Why the newest start ended as it did, by the files that its ranks left."""
+        newest = max((self.path / "jobs").glob("*.json"), key=lambda path: path.stat().st_mtime)
+        ends = (self.path / "jobs").glob(f"{newest.name.removesuffix('.json')}.s*")
+        found = [p for end in sorted(ends) for p in json.loads(end.read_bytes())["problems"]]
+        assert found, self.log_tail()
+        return found
+
+    def gpus(self) -> list[str]:
+        """What each rank said of the GPUs it sees, in order."""
+        logs = "".join(path.read_text() for path in sorted(self.path.glob("logs/*.s*.log")))
+        marked = [line.partition("hpc-llm rank ")[2] for line in logs.splitlines()]
+        return sorted(json.loads(text)["gpus"] for text in marked if text)
+
+    def log_tail(self) -> str:
+        logs = sorted(self.path.glob("logs/*.log"))
+        return "\n".join(f"--- {path.name}\n{path.read_text()[-LOG_TAIL:]}" for path in logs)
+
+
+def render(
+    cli: Cli,
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    launch: Mapping[str, str] | None = None,
+    **job: Any,
+) -> GpuRun:
+    """Write input, job and site to ``folder`` and render them, as a user would."""
+    folder.mkdir()
+    (folder / "in.jsonl").write_bytes(json_lines(rows))
+    names = gpu_names()
+    spec = {"schema": 1, "name": "gpu", "output": {"path": "run"}}
+    site = {
+        "schema": 1,
+        "name": "this-machine",
+        "scheduler": {"type": "local"},
+        "launch": launch or {"with": "none"},
+        # Without compiled kernels of FlashInfer, vLLM would build them at each first start.
+        "env": {
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        },
+        "partitions": {
+            "gpu": {
+                "nodes": 1,
+                "gpus": {"model": "this", "per_node": len(names), "topology": "all-to-all"},
+            }
+        },
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(spec | job))
+    (folder / "site.yaml").write_text(yaml.safe_dump(site))
+    done = cli(
+        "render", folder / "job.yaml", "--site", folder / "site.yaml", "--out", folder / "run"
+    )
+    assert done.code == 0, done.err
+    return GpuRun(cli, folder / "run")

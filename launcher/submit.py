@@ -90,7 +90,7 @@ def resume(run: RunDir) -> Submission:
         return found
     wanted = run.jobs()[-1].get("wanted") if run.jobs() else None
     if wanted not in (None, plan.layout.replicas):  # the newest plan only added to others
-        _replan(run, wanted)
+        _replan(run, f"replicas={wanted}")
     return _start(run, scheduler)
 
 
@@ -111,19 +111,31 @@ def scale(run: RunDir, replicas: int) -> Submission:
         message = f"{running} replicas are queued or running already"
         hint = f"ask for more than {running}; to have fewer, scancel one of their jobs"
         raise PlanError(Problem("scale.enough", message, hint=hint))
-    _replan(run, replicas - running)
+    _replan(run, f"replicas={replicas - running}")
     return _start(run, scheduler, wanted=replicas)
 
 
-def _replan(run: RunDir, replicas: int) -> None:
-    """Write a plan like the newest one, for other replicas."""
+def _replan(run: RunDir, *settings: str) -> None:
+    """Write a plan like the newest one but for ``settings``.
+
+    Raises
+    ------
+    PlanError
+        ``rundir.other-run`` for settings that change more than how the work is done.
+    """
     plan = run.newest_plan()
-    prepared = prepare(
-        run.path / "job.yaml",
-        site=str(run.path / "site.yaml"),
-        settings=(*plan.settings, f"replicas={replicas}"),
-        origin=Path(plan.origin),
+    same, prepared = (
+        prepare(
+            run.path / "job.yaml",
+            site=str(run.path / "site.yaml"),
+            settings=(*plan.settings, *more),
+            origin=Path(plan.origin),
+        )
+        for more in ((), settings)
     )
+    # Not the run's identity: that of `submit --limit` is of fewer rows than the job file's.
+    if lines := differences(same.identity, prepared.identity):
+        raise PlanError(_other_run(run, lines))
     _write(dataclasses.replace(prepared, run=run, identity=run.identity()))
 
 
@@ -149,13 +161,21 @@ def _tasks(entry: Mapping[str, Any]) -> dict[str, int]:
     return {f"{entry['id']}_{n}": min(each, replicas - n * each) for n in range(tasks)}
 
 
-def retry_errors(run: RunDir, codes: Sequence[str] = ()) -> Submission:
+def retry_errors(
+    run: RunDir, codes: Sequence[str] = (), settings: Sequence[str] = ()
+) -> Submission:
     """Answer the error rows of a finished run again, or only those whose error is of ``codes``.
+
+    Parameters
+    ----------
+    settings
+        ``key.path=value`` of the job file, to do it otherwise this time.
 
     Raises
     ------
     PlanError
-        ``retry.unfinished``, ``retry.nothing``.
+        ``retry.unfinished``, ``retry.nothing``; ``rundir.other-run`` for settings that would
+        make other prompts or answers than those that are there.
     SchedulerError
         The scheduler refused.
     """
@@ -169,6 +189,8 @@ def retry_errors(run: RunDir, codes: Sequence[str] = ()) -> Submission:
         there = ", ".join(sorted(set().union(*found.values()))) or "none"
         message = f"no row is an error of code {', '.join(codes) or 'any'}; there are {there}"
         raise PlanError(Problem("retry.nothing", message))
+    if settings:
+        _replan(run, *settings)
     run.create_overlay(sorted(chosen), list(codes) or None)
     return _start(run, scheduler_for(run.newest_plan().scheduler))
 
@@ -243,12 +265,16 @@ def check_directory(prepared: Prepared) -> None:
         raise PlanError(_unwritable(run, exc)) from exc
     if known:
         if lines := differences(run.identity(), prepared.identity):
-            message = f"{run.path} belongs to another run; different are {'; '.join(lines[:8])}"
-            hint = "choose another output.path, or undo the change to go on with that run"
-            raise PlanError(Problem("rundir.other-run", message, hint=hint))
+            raise PlanError(_other_run(run, lines))
     elif foreign:
         message = f"{run.path} exists, is not empty and holds no run"
         raise PlanError(Problem("rundir.not-empty", message, hint="choose another output.path"))
+
+
+def _other_run(run: RunDir, lines: Sequence[str]) -> Problem:
+    message = f"{run.path} belongs to another run; different are {'; '.join(lines[:8])}"
+    hint = "choose another output.path, or undo the change to go on with that run"
+    return Problem("rundir.other-run", message, hint=hint)
 
 
 def _foreign(run: RunDir) -> bool:

@@ -110,7 +110,6 @@ class OpenUnit:
             except FileNotFoundError:
                 return None
             self._unlogged.clear()
-            self._log.close()
             for log in self._logs:
                 log.unlink(missing_ok=True)
         return self._counts(records) if created else None

@@ -253,7 +253,7 @@ class Dispatcher:
 
     async def _publish(self, unit: OpenUnit) -> None:
         counts = await asyncio.to_thread(unit.publish)
-        self._open.pop(unit.unit)
+        self._open.pop(unit.unit).close()
         if counts is not None:
             self.published(counts)
 

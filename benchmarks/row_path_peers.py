@@ -37,7 +37,7 @@ def answer(text: str) -> dict[str, Any]:
 
 
 def by_ray(folder: Path) -> float:
-    import ray
+    import ray  # type: ignore[import-not-found,unused-ignore]
 
     ray.init(num_cpus=2, logging_level="ERROR", include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -59,10 +59,13 @@ def by_ray(folder: Path) -> float:
 
 
 def by_datatrove(folder: Path) -> float:
-    from datatrove.data import Document
-    from datatrove.pipeline.inference.run_inference import InferenceConfig, InferenceRunner
-    from datatrove.pipeline.writers import JsonlWriter
-    from loguru import logger
+    from datatrove.data import Document  # type: ignore[import-not-found,unused-ignore]
+    from datatrove.pipeline.inference.run_inference import (  # type: ignore[import-not-found,unused-ignore]
+        InferenceConfig,
+        InferenceRunner,
+    )
+    from datatrove.pipeline.writers import JsonlWriter  # type: ignore[import-not-found,unused-ignore]
+    from loguru import logger  # type: ignore[import-not-found,unused-ignore]
 
     logger.remove()
 

@@ -32,7 +32,7 @@ class OpenUnit:
         self._part = run.part_path(unit, overlay)
         self._overlay = overlay
         self._logs = [run.wal_path(unit, g, overlay) for g in range(1, generation + 1)]
-        self._log = UnitLog(self._logs[-1])
+        self._log = UnitLog(self._logs[-1], run.lease_path(unit, generation, overlay).parent)
         # The last answer counts; they can differ only where a worker that was thought dead was not.
         self._adopted = {r.key: r for log in self._logs[:-1] for r in scan(log)}
         self._records: list[Record | None] = []

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.data.passes import all_passes
+from launcher.data.passes import all_passes, open_pass
 from launcher.errors import OutputError, Problem
 from launcher.rundir import RunDir, publish
 
@@ -82,7 +82,7 @@ def count_parts(
 
 
 def finish(run: RunDir, noted: Iterable[Mapping[str, Any]]) -> None:
-    """Write DONE: every unit is published. Whoever sees it first does; once is enough.
+    """Write DONE if every unit of every pass is published. Once is enough.
 
     ``noted`` as for `tally`.
 
@@ -91,6 +91,8 @@ def finish(run: RunDir, noted: Iterable[Mapping[str, Any]]) -> None:
     OutputError
         ``output.no-tokens`` when rows were answered and nothing was generated.
     """
+    if open_pass(run, run.identity()) is not None:  # a pass that was begun a moment ago
+        return
     found = tally(run, noted)
     if problem := no_tokens(found.ok, found.completion_tokens):
         raise OutputError(problem)

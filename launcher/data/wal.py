@@ -53,10 +53,18 @@ class Record:
 
 
 class UnitLog:
-    """The log that one worker keeps of one unit; the file appears with its first record."""
+    """The log that one worker keeps of one unit; the file appears with its first record.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    leases
+        The directory of the lease that gives the log its name. Were that lost in a crash, the
+        next owner would have the same name and write over the log.
+    """
+
+    def __init__(self, path: Path, leases: Path) -> None:
         self.path = path
+        self._leases = leases
         self._descriptor: int | None = None
         self._end = 0
         self._synced = 0
@@ -71,6 +79,7 @@ class UnitLog:
             Nothing of ``records`` is in the log then.
         """
         if self._descriptor is None:
+            sync_directory(self._leases)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             self._descriptor = os.open(self.path, flags, 0o666)
         packed = [record.packed(record.line or b"") for record in records]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections import deque
@@ -16,6 +17,9 @@ from launcher.errors import OutputError, Problem
 from launcher.rundir import RunDir, publish
 
 __all__ = ["OpenUnit"]
+
+# Of a file that another node removed, NFS says the latter.
+_GONE = {errno.ENOENT, errno.ESTALE}
 
 
 class OpenUnit:
@@ -107,7 +111,9 @@ class OpenUnit:
         with self._writing:
             try:
                 created = publish(self._part, _lines(records))
-            except FileNotFoundError:
+            except OSError as exc:
+                if exc.errno not in _GONE:
+                    raise
                 return None
             self._unlogged.clear()
             for log in self._logs:
@@ -152,4 +158,7 @@ def _logged(record: Record, logs: dict[Path, int], opened: contextlib.ExitStack)
     if record.log not in logs:
         logs[record.log] = os.open(record.log, os.O_RDONLY)
         opened.callback(os.close, logs[record.log])
-    return os.pread(logs[record.log], record.length, record.position)
+    line = os.pread(logs[record.log], record.length, record.position)
+    if len(line) < record.length:
+        raise OSError(errno.EIO, "a log is shorter than it was", str(record.log))
+    return line

@@ -66,6 +66,7 @@ def test_a_code_that_no_row_has_starts_nothing(cli: Cli) -> None:
     asked = cli.ask("retry-errors", cli.home / "run", "--code", "prompt_too_long")
     assert (asked.code, asked.codes) == (4, ["retry.nothing"])
     assert "there are engine_error" in asked.json["problems"][0]["message"]
+    assert "--set" in asked.json["problems"][0]["hint"]
     assert not list((cli.home / "run" / "overlays").iterdir())
 
 
@@ -74,3 +75,23 @@ def test_a_run_that_is_not_finished_is_resumed_first(cli: Cli) -> None:
     assert cli("submit", job, "--wait").code == 7
     asked = cli.ask("retry-errors", cli.home / "run")
     assert (asked.code, asked.codes) == (4, ["retry.unfinished"])
+
+
+def test_rows_that_are_wrong_in_themselves_are_not_tried_again_for_nothing(cli: Cli) -> None:
+    job = write_job(cli.home, rows=[*ROWS, {"other": 1}])
+    assert cli("submit", job, "--wait").code == 8
+    asked = cli.ask("retry-errors", cli.home / "run")
+    assert (asked.code, asked.codes) == (4, ["retry.nothing"])
+    assert "there are missing_field" in asked.json["problems"][0]["message"]
+    retried(cli, cli.home / "run", "--code", "missing_field")
+    assert errors(rows(cli, cli.home / "run")) == [40]
+
+
+def test_a_part_that_was_spoilt_is_named_and_no_bug(cli: Cli) -> None:
+    job = write_job(cli.home, rows=ROWS, engine_options={"fail_rate": 0.3})
+    assert cli("submit", job, "--wait").code == 8
+    parts = sorted((cli.home / "run" / "parts").iterdir())
+    bad = next(path for path in parts if b"engine_error" in path.read_bytes())
+    bad.write_bytes(b"[1]\n")
+    asked = cli.ask("retry-errors", cli.home / "run")
+    assert (asked.code, asked.codes) == (8, ["output.damaged"])

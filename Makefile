@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv local demo demo-slurm cluster-up cluster-down lint test test-here test-slurm test-gpu test-fast bench lock clean
+.PHONY: help venv local demo demo-slurm cluster-up cluster-down lint test test-here test-slurm test-gpu test-fast torture bench lock clean
 
 PYTHON ?= python3
 # What pip gets for torch, the one package that the constraints leave open, because the build is
@@ -15,6 +15,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Only `make lock` needs it.
 UV ?= uv
+# How long `make torture` goes on.
+MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -73,6 +75,9 @@ test-gpu: ## the tests on this machine's GPUs, in the PYTHON that has vllm and t
 test-fast: venv ## the tests that need no model and build no package
 	$(BIN)/python -m pytest -m "not slurm and not gpu and not multigpu" \
 		--ignore=tests/local --ignore=tests/package --ignore=tests/cluster
+
+torture: venv ## workers killed and stopped at random for MINUTES, and at every call that they make
+	TORTURE_S=$$(( $(MINUTES) * 60 )) $(BIN)/python -m pytest tests/faults --timeout=0 -s
 
 bench: venv ## how long the commands take to start, and what they import
 	$(BIN)/python benchmarks/cli_start.py

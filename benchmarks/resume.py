@@ -73,7 +73,7 @@ def publish_all_but_the_last(run: RunDir, source: Path, rows: int) -> None:
     claim(run.lease_path(last, 1), b"dead")
     state = {"counter": 1, "released": True, "process": {}}
     replace(run.path / "workers" / "dead.hb", json.dumps(state).encode())
-    log = UnitLog(run.wal_path(last, 1))
+    log = UnitLog(run.wal_path(last, 1), run.path / "leases")
     places = [number * LINE_BYTES for number in range(start, (start + rows) // 2)]
     answer = b'{"row":[0,%d],"status":"ok","usage":{"prompt_tokens":1,"completion_tokens":1}}\n'
     log.write([Record((0, place), True, 1, 1, answer % place) for place in places])

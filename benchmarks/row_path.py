@@ -3,7 +3,7 @@
 The whole way: read, prompt template, chat template, one awaitable a row, log with fdatasync, part.
 Its limit is to read and write the same rows with json alone, in the same run on the same disk.
 
-    python benchmarks/row_path.py [--rows N]... [--long-rows N] [--dir DIRECTORY]
+    python benchmarks/row_path.py [--rows N]... [--long-rows N] [--dir D] [--peer-python PYTHON]
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = "the quick brown fox jumps over the lazy dog and asks what all of this is good for ".split()
+WORDS = "the quick brown fox jumps over the lazy dog and asks what all of this is for"
 LONG_WORDS = 24_000  # about 30,000 tokens of English text
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -35,7 +36,7 @@ RSS_EVERY_S = 1.0
 
 
 def write_input(path: Path, rows: int, words: int) -> None:
-    text = " ".join(WORDS[i % len(WORDS)] for i in range(words))
+    text = " ".join(islice(cycle(WORDS.split()), words))
     with path.open("w") as file:
         for i in range(rows):
             file.write(json.dumps({"id": f"row-{i}", "text": f"{text} {i}"}) + "\n")
@@ -97,7 +98,7 @@ def whole_way(run: Path) -> dict[str, Any]:
     )
     with measured() as took:
         done = run_replica(task)
-    assert done  # noqa: S101 - a benchmark of less than the whole is none
+    assert done
     return {
         **took,
         "calls": calls,
@@ -125,16 +126,16 @@ async def weigh(memory: list[int]) -> None:
 
 def json_alone(folder: Path) -> dict[str, Any]:
     """Read the rows and write as many answers, and nothing else."""
-    with measured() as took, (folder / "in.jsonl").open() as source:
-        with (folder / "out.jsonl").open("w") as target:
-            for line in source:
-                row = json.loads(line)
-                answer = {"text": row["text"][-300:]}
-                usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-                record = {"id": row["id"], "status": "ok", "response": answer, "usage": usage}
-                target.write(json.dumps(record) + "\n")
-            target.flush()
-            os.fsync(target.fileno())
+    source, target = (folder / "in.jsonl").open(), (folder / "out.jsonl").open("w")
+    with measured() as took, source, target:
+        for line in source:
+            row = json.loads(line)
+            answer = {"text": row["text"][-300:]}
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            record = {"id": row["id"], "status": "ok", "response": answer, "usage": usage}
+            target.write(json.dumps(record) + "\n")
+        target.flush()
+        os.fsync(target.fileno())
     return {**took}
 
 
@@ -155,28 +156,39 @@ def in_child(what: str, folder: Path) -> Mapping[str, Any]:
     return found
 
 
-def compare(rows: int, words: int, directory: Path | None) -> None:
+def peers(python: Path | None, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same rows through the other runners that ``python`` has; their first start is theirs."""
+    for name in ("ray", "datatrove") if python is not None else ():
+        command = [str(python), str(ROOT / "benchmarks" / "row_path_peers.py"), name, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"  {name}: {done.stderr.strip().splitlines()[-1]}")
+        else:
+            yield name, json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(rows: int, words: int, directory: Path | None, python: Path | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=directory) as name:
         folder = Path(name)
         write_input(folder / "in.jsonl", rows, words)
         run = render(folder)
         limit = in_child("json", folder)
         ours = in_child("way", run)
+        others = dict(peers(python, folder))
         published = sum(path.read_bytes().count(b"\n") for path in (run / "parts").iterdir())
-    assert ours["calls"] == published == rows  # noqa: S101 - as above
+    assert ours["calls"] == published == rows
     low, middle, high = ours["rss_mb"]
     print(f"{rows} rows of {words} words: {ours['calls']} calls of generate()")
-    print(
-        f"  whole way  {rows / ours['wall_s']:9.0f} rows/s, {rows / ours['cpu_s']:9.0f} a CPU second"
-    )
-    print(
-        f"  json alone {rows / limit['wall_s']:9.0f} rows/s, {rows / limit['cpu_s']:9.0f} a CPU second"
-    )
-    print(f"  ratio of CPU time to json alone: {ours['cpu_s'] / limit['cpu_s']:.1f}")
+    for name, took in (("whole way", ours), ("json alone", limit)):
+        speeds = f"{rows / took['wall_s']:8.0f} rows/s, {rows / took['cpu_s']:8.0f} a CPU second"
+        print(f"  {name:10} {speeds}")
+    for name, took in others.items():
+        ratio = took["wall_s"] / ours["wall_s"]
+        print(f"  {name:10} {rows / took['wall_s']:8.0f} rows/s: the whole way is {ratio:.1f} x")
+    print(f"  CPU time of the whole way: {ours['cpu_s'] / limit['cpu_s']:.1f} x json alone")
     print(f"  memory: {low:.0f} MB at first, median {middle:.0f}, at most {high:.0f}")
-    print(
-        f"  loop late by {ours['stall_p99_ms']:.1f} ms (p99), {ours['stall_max_ms']:.1f} ms at most"
-    )
+    late = f"{ours['stall_p99_ms']:.1f} ms (p99), {ours['stall_max_ms']:.1f} ms at most"
+    print(f"  the loop came back late by {late}")
 
 
 def main() -> None:
@@ -184,6 +196,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, action="append")
     parser.add_argument("--long-rows", type=int, default=2000)
     parser.add_argument("--dir", type=Path)
+    parser.add_argument("--peer-python", type=Path, help="a Python with ray and datatrove")
     parser.add_argument("--child", choices=["way", "json"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -191,7 +204,7 @@ def main() -> None:
         print(json.dumps((whole_way if args.child == "way" else json_alone)(args.dir)))
         return
     for rows in args.rows or [100_000]:
-        compare(rows, 16, args.dir)
+        compare(rows, 16, args.dir, args.peer_python)
     if args.long_rows:
         compare(args.long_rows, LONG_WORDS, args.dir)
 

@@ -10,6 +10,7 @@ inference runner with checkpoints and a rollout function that asks no server.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import resource
@@ -18,34 +19,43 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 PROMPT = "Summarise:\n{{ text }}"
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "<|im_start|>assistant\n"
 )
-_ENV = jinja2.Environment()
-_PROMPT, _CHAT = _ENV.from_string(PROMPT), _ENV.from_string(CHATML)
+
+
+@functools.cache
+def template(source: str) -> Any:
+    """Compiled where it is used: Ray's actor cannot be sent one."""
+    import jinja2
+
+    return jinja2.Environment().from_string(source)
 
 
 def answer(text: str) -> dict[str, Any]:
-    content = _PROMPT.render(text=text)
-    _CHAT.render(messages=[{"role": "user", "content": content}])
+    content = template(PROMPT).render(text=text)
+    template(CHATML).render(messages=[{"role": "user", "content": content}])
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
     return {"text": content[-300:], "finish_reason": "stop", "usage": usage}
 
 
 def by_ray(folder: Path) -> float:
-    import ray
+    import ray  # type: ignore[import-not-found,unused-ignore]
 
-    ray.init(num_cpus=2, logging_level="ERROR", include_dashboard=False)
+    here = {"PYTHONPATH": str(Path(__file__).parent)}
+    ray.init(
+        runtime_env={"env_vars": here}, num_cpus=2, logging_level="ERROR", include_dashboard=False
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
 
     class Echo:
         """What vLLM's own actor is in the examples of Ray Data."""
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            from row_path_peers import answer  # by its name: what __main__ holds is not sent
+
             batch["response"] = [json.dumps(answer(text)) for text in batch["text"]]
             return batch
 
@@ -59,10 +69,13 @@ def by_ray(folder: Path) -> float:
 
 
 def by_datatrove(folder: Path) -> float:
-    from datatrove.data import Document
-    from datatrove.pipeline.inference.run_inference import InferenceConfig, InferenceRunner
-    from datatrove.pipeline.writers import JsonlWriter
-    from loguru import logger
+    from datatrove.data import Document  # type: ignore[import-not-found,unused-ignore]
+    from datatrove.pipeline.inference.run_inference import (  # type: ignore[import-not-found,unused-ignore]
+        InferenceConfig,
+        InferenceRunner,
+    )
+    from datatrove.pipeline.writers import JsonlWriter  # type: ignore[import-not-found,unused-ignore]
+    from loguru import logger  # type: ignore[import-not-found,unused-ignore]
 
     logger.remove()
 

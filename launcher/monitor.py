@@ -179,7 +179,7 @@ def failure(found: RunStatus) -> HpcLlmError | None:
         message = f"the run was {found.state} with {found.units_done} of {found.units_total} units"
         hint = f"go on with `hpc-llm resume {found.path}`"
         code = "run.stopped" if found.state == "stopped" else "run.cancelled"
-        return Stopped(Problem(code, message, hint=hint))
+        return Stopped([*found.problems, Problem(code, message, hint=hint)])
     rows = found.rows_ok + found.rows_error
     if found.state == "done" and found.rows_error > found.max_bad_fraction * rows:
         message = (
@@ -265,7 +265,7 @@ def _unstarted(
 
 def _problems(outcomes: Iterable[_Outcome]) -> Iterable[Problem]:
     for kind, details in outcomes:
-        for problem in details["problems"] if kind in ("failed", "died") else ():
+        for problem in details["problems"] if kind != "done" else ():
             message = f"replica {details['replica']}: {problem['message']}"
             yield Problem(problem["code"], message, hint=problem["hint"])
 

@@ -145,6 +145,9 @@ def sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # a file system without this has no way to do better
+            raise
     finally:
         os.close(descriptor)
 
@@ -228,12 +231,14 @@ class RunDir:
         ``codes`` as in `launcher.data.passes.Pass`. The description comes last: a pass is
         there with it, and whole.
         """
-        number = max(self.overlays(), default=0) + 1
-        for name in ("parts", "leases", "wal"):
-            (self.pass_path(number) / name).mkdir(parents=True, exist_ok=True)
-        what = {"codes": codes, "units": units}
-        publish(self.pass_path(number) / "overlay.json", json.dumps(what).encode())
-        return number
+        what = json.dumps({"codes": codes, "units": units}).encode()
+        number = max(self.overlays(), default=0)
+        while True:
+            number += 1
+            for name in ("parts", "leases", "wal"):
+                (self.pass_path(number) / name).mkdir(parents=True, exist_ok=True)
+            if publish(self.pass_path(number) / "overlay.json", what):
+                return number
 
     def overlay(self, number: int) -> dict[str, Any]:
         """What one repeats: ``codes`` (None for all) and ``units``, those with such errors."""

@@ -6,13 +6,15 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from launcher import runs
 from launcher.data.passes import error_codes, open_pass
+from launcher.data.records import RETRYABLE
 from launcher.data.tally import count_parts
 from launcher.errors import PlanError, Problem, SchedulerError
 from launcher.plan.capabilities import ENGINES
@@ -73,7 +75,7 @@ def submit(prepared: Prepared) -> Submission:
     if found := _standing(run, scheduler):
         return found
     _write(prepared)
-    return _start(run, scheduler)
+    return _start(run, scheduler, wanted=plan.layout.replicas)
 
 
 def resume(run: RunDir) -> Submission:
@@ -88,9 +90,6 @@ def resume(run: RunDir) -> Submission:
     scheduler = scheduler_for(plan.scheduler)
     if found := _standing(run, scheduler):
         return found
-    wanted = run.jobs()[-1].get("wanted") if run.jobs() else None
-    if wanted not in (None, plan.layout.replicas):  # the newest plan only added to others
-        _replan(run, wanted)
     return _start(run, scheduler)
 
 
@@ -106,34 +105,49 @@ def scale(run: RunDir, replicas: int) -> Submission:
     """
     plan = run.newest_plan()
     scheduler = scheduler_for(plan.scheduler)
+    if _finished(run):
+        return Submission(run=run, how="done")
     running = _live_replicas(run, scheduler)
     if running >= replicas:
         message = f"{running} replicas are queued or running already"
         hint = f"ask for more than {running}; to have fewer, scancel one of their jobs"
         raise PlanError(Problem("scale.enough", message, hint=hint))
-    _replan(run, replicas - running)
+    _replan(run, f"replicas={replicas - running}")
     return _start(run, scheduler, wanted=replicas)
 
 
-def _replan(run: RunDir, replicas: int) -> None:
-    """Write a plan like the newest one, for other replicas."""
+def _replan(run: RunDir, *settings: str) -> None:
+    """Write a plan like the newest one but for ``settings``.
+
+    Raises
+    ------
+    PlanError
+        ``rundir.other-run`` for settings that change more than how the work is done.
+    """
     plan = run.newest_plan()
-    prepared = prepare(
-        run.path / "job.yaml",
-        site=str(run.path / "site.yaml"),
-        settings=(*plan.settings, f"replicas={replicas}"),
-        origin=Path(plan.origin),
+    same, prepared = (
+        prepare(
+            run.path / "job.yaml",
+            site=str(run.path / "site.yaml"),
+            settings=(*plan.settings, *more),
+            origin=Path(plan.origin),
+        )
+        for more in ((), settings)
     )
+    # Not the run's identity: that of `submit --limit` is of fewer rows than the job file's.
+    if lines := differences(same.identity, prepared.identity):
+        raise PlanError(_other_run(run, lines))
     _write(dataclasses.replace(prepared, run=run, identity=run.identity()))
 
 
 def _live_replicas(run: RunDir, scheduler: Scheduler) -> int:
     """Replicas that are queued or running; of a chain, those of its first live job."""
-    _live(run, scheduler)
+    _recover(run, scheduler)
+    jobs = [(entry, _tasks(entry)) for entry in run.jobs()]
+    every = [JobRef.from_json({**entry, "id": task}) for entry, tasks in jobs for task in tasks]
+    states = scheduler.states(every)
     found: dict[str, int] = {}
-    for entry in run.jobs():
-        tasks = _tasks(entry)
-        states = scheduler.states([JobRef.from_json({**entry, "id": task}) for task in tasks])
+    for entry, tasks in jobs:
         live = sum(replicas for task, replicas in tasks.items() if states[task].live)
         if live:
             found.setdefault(entry.get("chain", entry["id"]), live)
@@ -149,13 +163,24 @@ def _tasks(entry: Mapping[str, Any]) -> dict[str, int]:
     return {f"{entry['id']}_{n}": min(each, replicas - n * each) for n in range(tasks)}
 
 
-def retry_errors(run: RunDir, codes: Sequence[str] = ()) -> Submission:
-    """Answer the error rows of a finished run again, or only those whose error is of ``codes``.
+def retry_errors(
+    run: RunDir, codes: Sequence[str] = (), settings: Sequence[str] = ()
+) -> Submission:
+    """Answer error rows of a finished run again.
+
+    Parameters
+    ----------
+    codes
+        Only errors of these; when there are none and no ``settings``, those that may come out
+        otherwise by themselves.
+    settings
+        ``key.path=value`` of the job file, to do it otherwise this time.
 
     Raises
     ------
     PlanError
-        ``retry.unfinished``, ``retry.nothing``.
+        ``retry.unfinished``, ``retry.nothing``; ``rundir.other-run`` for settings that would
+        make other prompts or answers than those that are there.
     SchedulerError
         The scheduler refused.
     """
@@ -164,12 +189,17 @@ def retry_errors(run: RunDir, codes: Sequence[str] = ()) -> Submission:
         hint = f"wait for it, or `hpc-llm resume {run.path}`"
         raise PlanError(Problem("retry.unfinished", message, hint=hint))
     found = _errors(run)
-    chosen = {unit for unit, own in found.items() if not codes or own & set(codes)}
+    # What is wrong with a row itself stays wrong unless something is done otherwise.
+    wanted = set(codes) or (None if settings else RETRYABLE)
+    chosen = {unit for unit, own in found.items() if wanted is None or own & wanted}
     if not chosen:
         there = ", ".join(sorted(set().union(*found.values()))) or "none"
-        message = f"no row is an error of code {', '.join(codes) or 'any'}; there are {there}"
-        raise PlanError(Problem("retry.nothing", message))
-    run.create_overlay(sorted(chosen), list(codes) or None)
+        message = f"no row is an error of code {', '.join(sorted(wanted or []))}; there are {there}"
+        hint = "name one with --code, or change the job with --set"
+        raise PlanError(Problem("retry.nothing", message, hint=hint))
+    if settings:
+        _replan(run, *settings)
+    run.create_overlay(sorted(chosen), None if wanted is None else sorted(wanted))
     return _start(run, scheduler_for(run.newest_plan().scheduler))
 
 
@@ -189,8 +219,9 @@ def cancel(run: RunDir) -> list[str]:
     list of str
         Ids of the jobs that were live. Published parts stay; ``resume`` goes on.
     """
-    run.stop_path.parent.mkdir(exist_ok=True)
-    replace(run.stop_path, b"")
+    with _writing(run):
+        run.stop_path.parent.mkdir(exist_ok=True)
+        replace(run.stop_path, b"")
     scheduler = scheduler_for(run.newest_plan().scheduler)
     live = _live(run, scheduler)
     if live:
@@ -243,12 +274,16 @@ def check_directory(prepared: Prepared) -> None:
         raise PlanError(_unwritable(run, exc)) from exc
     if known:
         if lines := differences(run.identity(), prepared.identity):
-            message = f"{run.path} belongs to another run; different are {'; '.join(lines[:8])}"
-            hint = "choose another output.path, or undo the change to go on with that run"
-            raise PlanError(Problem("rundir.other-run", message, hint=hint))
+            raise PlanError(_other_run(run, lines))
     elif foreign:
         message = f"{run.path} exists, is not empty and holds no run"
         raise PlanError(Problem("rundir.not-empty", message, hint="choose another output.path"))
+
+
+def _other_run(run: RunDir, lines: Sequence[str]) -> Problem:
+    message = f"{run.path} belongs to another run; different are {'; '.join(lines[:8])}"
+    hint = "choose another output.path, or undo the change to go on with that run"
+    return Problem("rundir.other-run", message, hint=hint)
 
 
 def _foreign(run: RunDir) -> bool:
@@ -270,7 +305,7 @@ def _write(prepared: Prepared) -> list[str]:
     ``run.json`` comes last: a directory that has it is whole.
     """
     run = prepared.run
-    try:
+    with _writing(run):
         run.create()
         runs.remember(run)
         files = _publish_plan(prepared)
@@ -278,9 +313,16 @@ def _write(prepared: Prepared) -> list[str]:
             once = name == "run.json" or name.startswith(("plans/", "lib/"))
             (publish if once else replace)(run.path / name, files[name])
         (run.path / "script.sh").chmod(0o755)
+    return sorted(files)
+
+
+@contextmanager
+def _writing(run: RunDir) -> Iterator[None]:
+    """Where files of ``run`` are written: what goes wrong there is no bug."""
+    try:
+        yield
     except OSError as exc:
         raise PlanError(_unwritable(run, exc)) from exc
-    return sorted(files)
 
 
 def _publish_plan(prepared: Prepared) -> dict[str, bytes]:
@@ -344,11 +386,17 @@ def _note(run: RunDir, job: JobRef, nonce: str, intent: Mapping[str, Any]) -> No
 def _start(run: RunDir, scheduler: Scheduler, *, wanted: int | None = None) -> Submission:
     """Submit the newest plan's job; where jobs do not restart, with its successors behind it.
 
-    ``wanted`` replicas are to be live then, if that is more than those of the plan.
+    ``wanted`` replicas are to be live then; as many as were wanted last when None.
     """
-    run.reopen()
+    jobs, replicas = run.jobs(), run.newest_plan().layout.replicas
+    if wanted is None:
+        wanted = jobs[-1].get("wanted", replicas) if jobs else replicas
+        if wanted != replicas:  # the newest plan only added to others
+            _replan(run, f"replicas={wanted}")
+    with _writing(run):
+        run.reopen()
     plan = run.newest_plan()
-    notes = {"chain": secrets.token_hex(4), "wanted": wanted or plan.layout.replicas}
+    notes = {"chain": secrets.token_hex(4), "wanted": wanted}
     first = last = _submit(run, scheduler, notes)
     warnings: list[Problem] = []
     try:
@@ -364,18 +412,27 @@ def _submit(
 ) -> JobRef:
     nonce = secrets.token_hex(4)
     intent = {"name": f"{run.identity().name}.{nonce}", **notes}
-    publish(run.path / "jobs" / f"{nonce}.intent", json.dumps(intent).encode())
+    with _writing(run):
+        publish(run.path / "jobs" / f"{nonce}.intent", json.dumps(intent).encode())
     try:
         job = scheduler.submit(run.path / "script.sh", intent["name"], after=after)
     except SchedulerError as exc:
+        if _refused(exc):
+            (run.path / "jobs" / f"{nonce}.intent").unlink()  # nothing to look for
         if after is not None:
             raise
         message = f"{run.path} is written and no job of it was started"
         hint = "submit again, or resume it, once that is put right"
         kept = Problem("rundir.kept", message, hint=hint, severity="warning")
         raise SchedulerError([*_told(exc), kept], transient=exc.transient) from exc
-    _note(run, job, nonce, intent)
+    with _writing(run):  # should it fail, the next look finds the job by its name
+        _note(run, job, nonce, intent)
     return job
+
+
+def _refused(exc: SchedulerError) -> bool:
+    """Whether the scheduler said no, and did not just fail to say anything."""
+    return not exc.transient and {p.code for p in exc.problems} <= {"slurm.refused", "slurm.absent"}
 
 
 def _told(exc: SchedulerError) -> list[Problem]:

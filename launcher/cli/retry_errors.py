@@ -12,10 +12,11 @@ __all__ = ["command"]
 @click.command("retry-errors", cls=AnswerCommand)
 @click.argument("run")
 @click.option("--code", "codes", multiple=True, help="Only errors of this code; may be repeated.")
-def command(run: str, codes: tuple[str, ...]) -> Answer:
+@click.option("--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", help="Change the job.")
+def command(run: str, codes: tuple[str, ...], settings: tuple[str, ...]) -> Answer:
     """Answer the rows of a finished RUN again that are errors; what is there is kept beside."""
     from launcher.cli.follow import started
     from launcher.runs import find_run
     from launcher.submit import retry_errors
 
-    return started(retry_errors(find_run(run), codes), waiting=False)
+    return started(retry_errors(find_run(run), codes, settings), waiting=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections import deque
@@ -16,6 +17,9 @@ from launcher.errors import OutputError, Problem
 from launcher.rundir import RunDir, publish
 
 __all__ = ["OpenUnit"]
+
+# Of a file that another node removed, NFS says the latter.
+_GONE = {errno.ENOENT, errno.ESTALE}
 
 
 class OpenUnit:
@@ -32,7 +36,7 @@ class OpenUnit:
         self._part = run.part_path(unit, overlay)
         self._overlay = overlay
         self._logs = [run.wal_path(unit, g, overlay) for g in range(1, generation + 1)]
-        self._log = UnitLog(self._logs[-1])
+        self._log = UnitLog(self._logs[-1], run.lease_path(unit, generation, overlay).parent)
         # The last answer counts; they can differ only where a worker that was thought dead was not.
         self._adopted = {r.key: r for log in self._logs[:-1] for r in scan(log)}
         self._records: list[Record | None] = []
@@ -107,10 +111,11 @@ class OpenUnit:
         with self._writing:
             try:
                 created = publish(self._part, _lines(records))
-            except FileNotFoundError:
+            except OSError as exc:
+                if exc.errno not in _GONE:
+                    raise
                 return None
             self._unlogged.clear()
-            self._log.close()
             for log in self._logs:
                 log.unlink(missing_ok=True)
         return self._counts(records) if created else None
@@ -153,4 +158,7 @@ def _logged(record: Record, logs: dict[Path, int], opened: contextlib.ExitStack)
     if record.log not in logs:
         logs[record.log] = os.open(record.log, os.O_RDONLY)
         opened.callback(os.close, logs[record.log])
-    return os.pread(logs[record.log], record.length, record.position)
+    line = os.pread(logs[record.log], record.length, record.position)
+    if len(line) < record.length:
+        raise OSError(errno.EIO, "a log is shorter than it was", str(record.log))
+    return line

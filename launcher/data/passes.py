@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.data.wal import Key
+from launcher.errors import OutputError, Problem
 from launcher.plan import grid
 from launcher.plan.types import RunIdentity
 from launcher.rundir import RunDir
 
-__all__ = ["Pass", "all_passes", "error_codes", "open_pass"]
+__all__ = ["Pass", "all_passes", "damaged", "error_codes", "open_pass"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +66,26 @@ def error_codes(run: RunDir, unit: int, *, below: int) -> Mapping[Key, str]:
         path = run.part_path(unit, overlay)
         if not path.exists():  # an overlay has only the units that it repeats
             continue
+        for key, code in _codes(path):
+            if code is None:
+                found.pop(key, None)
+            else:
+                found[key] = code
+    return found
+
+
+def _codes(path: Path) -> Iterator[tuple[Key, str | None]]:
+    """Each row of a part, and its error's code."""
+    try:
         with path.open("rb") as part:
             for row in map(json.loads, part):
                 file, offset = row["row"]
-                if row["status"] == "ok":
-                    found.pop((file, offset), None)
-                else:
-                    found[file, offset] = row["error"]["code"]
-    return found
+                yield (file, offset), None if row["status"] == "ok" else row["error"]["code"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise damaged(path, repr(exc)) from exc
+
+
+def damaged(path: Path, what: str) -> OutputError:
+    """The error that says what is wrong with the part ``path``."""
+    hint = "delete this part and resume the run: its unit is answered again"
+    return OutputError(Problem("output.damaged", f"{path}: {what}", hint=hint))

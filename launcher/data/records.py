@@ -10,10 +10,10 @@ from launcher.data.prompts import asks_for_completion
 from launcher.data.rows import Row
 from launcher.errors import RowError
 
-__all__ = ["Answer", "encode", "error_row", "ok_row", "to_openai"]
+__all__ = ["RETRYABLE", "Answer", "encode", "error_row", "ok_row", "to_openai"]
 
 # Another try may well succeed; what is wrong with the row itself stays wrong.
-_RETRYABLE = frozenset({"cancelled", "engine_crash", "engine_error", "timeout"})
+RETRYABLE = frozenset({"cancelled", "engine_crash", "engine_error", "timeout"})
 _STATUS = {
     "invalid_csv": 400,
     "invalid_json": 400,
@@ -108,7 +108,7 @@ def error_row(
         "error": {
             "code": error.code,
             "message": error.message,
-            "retryable": error.code in _RETRYABLE,
+            "retryable": error.code in RETRYABLE,
         },
         "plan": plan,
         **_kept(row, keep),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.data.passes import all_passes
+from launcher.data.passes import all_passes, damaged, open_pass
 from launcher.errors import OutputError, Problem
 from launcher.rundir import RunDir, publish
 
@@ -55,11 +55,13 @@ def tally(run: RunDir, noted: Iterable[Mapping[str, Any]]) -> Tally:
         ``output.damaged`` for a part that is not what a runner publishes.
     """
     parts = count_parts(run, noted)
+    first = [counts for (overlay, _), counts in parts.items() if not overlay]
     mended = sum(counts["ok"] for (overlay, _), counts in parts.items() if overlay)
-    failed = sum(counts["error"] for (overlay, _), counts in parts.items() if not overlay)
+    # Below 0 where a part was deleted and made anew after its errors had been mended.
+    error = max(0, sum(counts["error"] for counts in first) - mended)
     return Tally(
-        ok=sum(counts["ok"] for counts in parts.values()),
-        error=failed - mended,
+        ok=sum(counts["ok"] + counts["error"] for counts in first) - error,
+        error=error,
         prompt_tokens=sum(counts["prompt_tokens"] for counts in parts.values()),
         completion_tokens=sum(counts["completion_tokens"] for counts in parts.values()),
     )
@@ -82,7 +84,7 @@ def count_parts(
 
 
 def finish(run: RunDir, noted: Iterable[Mapping[str, Any]]) -> None:
-    """Write DONE: every unit is published. Whoever sees it first does; once is enough.
+    """Write DONE if every unit of every pass is published. Once is enough.
 
     ``noted`` as for `tally`.
 
@@ -91,10 +93,15 @@ def finish(run: RunDir, noted: Iterable[Mapping[str, Any]]) -> None:
     OutputError
         ``output.no-tokens`` when rows were answered and nothing was generated.
     """
+    if open_pass(run, run.identity()) is not None:  # a pass that was begun a moment ago
+        return
     found = tally(run, noted)
     if problem := no_tokens(found.ok, found.completion_tokens):
         raise OutputError(problem)
     publish(run.done_path, json.dumps(asdict(found)).encode())
+    if open_pass(run, run.identity()) is not None:  # begun while all was counted
+        run.done_path.unlink(missing_ok=True)
+        return
     for path in _left_over(run):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -133,5 +140,4 @@ def _count(path: Path) -> dict[str, int]:
             "completion_tokens": sum(row["usage"]["completion_tokens"] for row in ok),
         }
     except (ValueError, KeyError, TypeError) as exc:
-        problem = Problem("output.damaged", f"{path} is not what a runner publishes: {exc!r}")
-        raise OutputError(problem) from exc
+        raise damaged(path, repr(exc)) from exc

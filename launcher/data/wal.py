@@ -53,10 +53,18 @@ class Record:
 
 
 class UnitLog:
-    """The log that one worker keeps of one unit; the file appears with its first record."""
+    """The log that one worker keeps of one unit; the file appears with its first record.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    leases
+        The directory of the lease that gives the log its name. Were that lost in a crash, the
+        next owner would have the same name and write over the log.
+    """
+
+    def __init__(self, path: Path, leases: Path) -> None:
         self.path = path
+        self._leases = leases
         self._descriptor: int | None = None
         self._end = 0
         self._synced = 0
@@ -71,8 +79,10 @@ class UnitLog:
             Nothing of ``records`` is in the log then.
         """
         if self._descriptor is None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            self._descriptor = os.open(self.path, flags, 0o666)
+            sync_directory(self._leases)
+            fresh = os.O_TRUNC if self._end == 0 else 0
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | fresh, 0o666)
+            os.lseek(self._descriptor, self._end, os.SEEK_SET)
         packed = [record.packed(record.line or b"") for record in records]
         self._append(b"".join(packed))
         position = self._end
@@ -145,7 +155,7 @@ def finished(run: RunDir) -> Iterator[tuple[int, Key, bytes]]:
     """
     published = run.published_units()
     seen: set[tuple[int, Key]] = set()
-    names = filter(None, map(_NAME.fullmatch, os.listdir(run.path / "wal")))  # noqa: PTH208 - names
+    names = filter(None, (_NAME.fullmatch(path.name) for path in (run.path / "wal").glob("*")))
     for unit, generation in sorted((int(name[1]), -int(name[2])) for name in names):
         for record in () if unit in published else scan(run.wal_path(unit, -generation)):
             if (place := (unit, record.key)) not in seen:

@@ -15,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from launcher.data.passes import damaged
 from launcher.data.readers import place
 from launcher.errors import OutputError, Problem
 from launcher.plan import grid
@@ -178,14 +179,6 @@ def parse_row(line: bytes, path: Path) -> dict[str, Any]:
         raise damaged(path, "the last line is cut off")
     found: dict[str, Any] = row
     return found
-
-
-def damaged(path: Path, what: str) -> OutputError:
-    """The error that says what is wrong with the part ``path``."""
-    hint = "delete this part and resume the run: its unit is answered again"
-    if path.parent.parent.parent.name == "overlays":
-        hint = "delete this part and retry the errors again: base parts are not concerned"
-    return OutputError(Problem("output.damaged", f"{path}: {what}", hint=hint))
 
 
 class _Spans:

@@ -197,7 +197,9 @@ class Dispatcher:
                 if wanted is not None and key not in wanted:
                     continue
                 index = unit.add(key)
-                if index is not None:
+                if index is None:
+                    self.totals.rows += 1  # an earlier owner's, and in this worker's part
+                else:
                     await self._slot(answering.slots)
                     if self._leaving:
                         return
@@ -225,6 +227,7 @@ class Dispatcher:
     async def _record(self, row: Row, answering: _Answering) -> Record:
         prompt_id = row_id(row)
         plan, keep = self.plan_number, self.identity.keep
+        asked = False
         try:
             prompt = answering.builder.build(row)
             request = Request(
@@ -234,17 +237,22 @@ class Dispatcher:
                 messages=prompt.messages,
                 tokens=prompt.tokens,
             )
+            asked = True
             completion = await answering.engine.generate(request)
         except RowError as exc:
-            self.breaker.note(exc)
+            self._judge(exc, asked=asked)
             line = encode(error_row(row, prompt_id, exc, plan=plan, keep=keep))
             return Record((row.file, row.offset), False, 0, 0, line)
-        self.breaker.note(None)
+        self._judge(None, asked=True)
         tokens = completion.prompt_tokens, completion.completion_tokens
         self.totals.prompt_tokens += tokens[0]
         self.totals.completion_tokens += tokens[1]
         line = encode(ok_row(row, prompt_id, completion, plan=plan, keep=keep))
         return Record((row.file, row.offset), True, *tokens, line)
+
+    def _judge(self, error: RowError | None, *, asked: bool) -> None:
+        if not self.leases.overlay:  # rows that were errors once may well all be so again
+            self.breaker.note(error, asked=asked)
 
     def _publish_if_complete(self, unit: OpenUnit) -> None:
         if unit.complete:
@@ -254,7 +262,7 @@ class Dispatcher:
 
     async def _publish(self, unit: OpenUnit) -> None:
         counts = await asyncio.to_thread(unit.publish)
-        self._open.pop(unit.unit)
+        self._open.pop(unit.unit).close()
         if counts is not None:
             self.published(counts)
 

@@ -30,7 +30,7 @@ _SECRET = re.compile(
 # Variables").
 _SCRIPTS_OWN = re.compile(
     r"HPC_LLM_.*|CUDA_VISIBLE_DEVICES|run|plan|job|restart|stat|entry|replicas?"
-    r"|per_allocation|first|end|ended|pids|published|failed|died|resumable|again|signalled|code"
+    r"|per_allocation|first|end|ended|pids|before|failed|died|resumable|again|signalled|code"
     r"|batch|warned|told|given_up|idle"
     r"|BASHOPTS|BASH_VERSINFO|EUID|IFS|PPID|SHELLOPTS|UID",
     re.DOTALL,

@@ -272,6 +272,7 @@ class Cluster:
         accounting = (
             "AccountingStorageType=accounting_storage/slurmdbd\n"
             f"AccountingStorageHost={controller}\nAccountingStorageTRES=gres/gpu\n"
+            "AccountingStorageEnforce=associations\n"
             # The munge socket of the way to slurmdbd; AuthInfo is not used there.
             f"AccountingStoragePass={root}/run/munge.socket\n"
             "JobAcctGatherType=jobacct_gather/linux\n"
@@ -356,6 +357,8 @@ class Cluster:
         self._wait_for("slurmdbd", lambda: _listens(address, 6819))
         cluster = ("sacctmgr", "-i", "add", "cluster", "hpcllmtest")
         self._wait_for("the accounting", lambda: _succeeds(*cluster, env=self.environment()))
+        for what in (("account", "science"), ("user", "root", "account=science")):
+            _run("sacctmgr", "-i", "add", *what, "cluster=hpcllmtest", env=self.environment())
 
 
 def _listens(address: str, port: int) -> bool:

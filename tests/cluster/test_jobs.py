@@ -145,6 +145,18 @@ def test_a_partition_that_the_cluster_has_not_is_said_in_slurms_words(user: User
     assert mended.data["how"] == "submitted"
 
 
+def test_an_account_that_its_user_has_not_points_at_the_job_files_key(user: User) -> None:
+    asked = {"partition": "gpu", "time": "10m", "gpus_per_node": 1}
+    job = user.job(resources={**asked, "account": "arts"})
+    done = user.cli.ask("submit", job)
+    assert (done.code, done.codes) == (6, ["slurm.refused", "rundir.kept"])
+    [refused, _] = done.json["problems"]
+    assert "Invalid account" in refused["message"]
+    assert "resources.account" in refused["hint"]
+    mended = user.cli.ask("submit", job, "--set", "resources.account=science")
+    assert mended.data["how"] == "submitted"
+
+
 def test_a_run_directory_that_the_nodes_do_not_see_ends_the_run_with_a_hint(user: User) -> None:
     # Each node has a /tmp of its own.
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="hpc-llm-") as folder:

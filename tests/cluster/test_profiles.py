@@ -90,7 +90,8 @@ class TestDeviceLimits:
     def python(self, user: User) -> str:
         """An interpreter that tries every GPU of its node first, and null."""
         written = user.folder / "python"
-        gpus = f"cat {user.cluster.root}/dev/nvidia*"
+        # One write: what cat says in pieces, srun may put together in another order.
+        gpus = f'printf "%s\\n" "$(cat {user.cluster.root}/dev/nvidia* 2>&1)"'
         written.write_text(f'#!/bin/sh\n{gpus}\n: >/dev/null && exec {sys.executable} "$@"\n')
         written.chmod(0o755)
         return str(written)

@@ -24,7 +24,10 @@ SITES = sorted((ROOT / "site_configs").glob("*.yaml"))
 # The site that each job is meant for.
 JOB_SITES = {"quickstart": "local", "llama-405b": "dgx-h100"}
 
-FAMILIES = "cli|spec|plan|site|model|input|rundir|run|engine|gpu|slurm|local|output|template|explain|scale|retry"
+FAMILIES = (
+    "cli|spec|plan|site|model|input|rundir|run|engine|gpu|slurm|local|output|template|explain"
+    "|scale|retry"
+)
 CODE = re.compile(rf"({FAMILIES})\.[a-z][a-z-]*")
 ROW_CODE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 # Files and fields that only look like codes.

@@ -8,6 +8,8 @@ import pytest
 from cli_driving import Cli, write_job
 from fake_slurm import FakeSlurm
 
+from launcher.rundir import publish
+
 SITE = Path(__file__).parents[1] / "cluster" / "site.yaml"
 
 
@@ -58,3 +60,21 @@ def test_a_scaled_run_comes_back_with_all_of_its_replicas(cli: Cli, slurm: FakeS
     assert cli.ask("cancel", run).data["jobs"] == ["1000", "1001"]
     assert cli.ask("resume", run).data["how"] == "submitted"
     assert arrays(slurm, run) == ["0-2"]
+
+
+def test_a_finished_run_is_not_scaled(cli: Cli, slurm: FakeSlurm) -> None:
+    run = submitted(cli, 1)
+    local = write_job(cli.home / "local", rows=[{"text": "a"}])
+    assert cli("submit", local, "--site", "local", "--wait").code == 0
+    for part in (cli.home / "local" / "run" / "parts").iterdir():
+        publish(run / "parts" / part.name, part.read_bytes())
+    publish(run / "DONE", b"{}")
+    assert cli.ask("scale", run, "--replicas", "4").data["how"] == "done"
+    assert len(slurm.calls("sbatch")) == 1
+
+
+def test_a_refused_submission_is_looked_for_no_more(cli: Cli, slurm: FakeSlurm) -> None:
+    slurm.fail("sbatch", code=1, stderr="sbatch: error: Invalid account")
+    job = write_job(cli.home, rows=[{"text": "a"}], resources={"partition": "gpu", "time": "10m"})
+    assert cli.ask("submit", job).code == 6
+    assert not list((cli.home / "run" / "jobs").iterdir())

@@ -12,13 +12,13 @@ from launcher.runner.breaker import Breaker
 BAD = RowError("missing_field", "the row has no field text")
 
 
-def fed(breaker: Breaker, marks: str) -> int | None:
+def fed(breaker: Breaker, marks: str, *, asked: bool = True) -> int | None:
     """Which row stopped it; ``x`` is an error."""
     number = 0
     with contextlib.suppress(RunError):
         for mark in marks:
             number += 1
-            breaker.note(BAD if mark == "x" else None)
+            breaker.note(BAD if mark == "x" else None, asked=asked)
         return None
     return number
 
@@ -47,12 +47,21 @@ def test_who_allows_any_share_of_bad_rows_is_not_stopped() -> None:
 def test_the_commonest_code_and_an_example_are_named() -> None:
     breaker = Breaker(tolerated=0.0)
     for _ in range(60):
-        breaker.note(RowError("invalid_json", "not JSON"))
+        breaker.note(RowError("invalid_json", "not JSON"), asked=False)
     for _ in range(139):
-        breaker.note(BAD)
+        breaker.note(BAD, asked=False)
     with pytest.raises(RunError) as caught:
-        breaker.note(BAD)
+        breaker.note(BAD, asked=False)
     [problem] = caught.value.problems
     assert problem.code == "run.rows-fail"
     assert "200 of the last 200 rows are errors, 140 of them missing_field" in problem.message
     assert "the row has no field text" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("marks", "stopped"),
+    [("x" * 300, 200), ("." * 1000 + "x" * 999, None), ("." * 300 + "x" * 999, 601)],
+)
+def test_bad_input_stops_it_only_if_most_of_it_is_bad(marks: str, stopped: int | None) -> None:
+    """It costs no GPU, and comes in clusters."""
+    assert fed(Breaker(tolerated=0.01), marks, asked=False) == stopped

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,22 +175,25 @@ def test_files_merged_before_an_overlay_are_not_those_of_the_run_any_more(
     assert note(run)["merged"] == []
 
 
-@pytest.fixture
+@contextmanager
 def no_room() -> Iterator[None]:
-    """No file of this process can hold more than a few bytes (EFBIG, as from a full quota)."""
+    """No file of this process can hold more than a few bytes (EFBIG, as from a full quota).
+
+    No fixture: pytest would write how a test went before it undid one.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_manifest_that_cannot_be_written_is_a_warning(
-    run: RunDir, request: pytest.FixtureRequest
-) -> None:
+def test_a_manifest_that_cannot_be_written_is_a_warning(run: RunDir) -> None:
     reading = Reading(run)
     assert sum(1 for _ in reading.rows()) == len(ROWS)
-    request.getfixturevalue("no_room")
-    warning = write_manifest(run, reading.counts)
+    with no_room():
+        warning = write_manifest(run, reading.counts)
     assert warning is not None
     assert (warning.code, warning.severity) == ("output.unwritable", "warning")
     assert not manifest_path(run).exists()

@@ -26,7 +26,7 @@ def ids(rows: list[PeekRow]) -> list[str]:
 
 def log_rows(run: RunDir, unit: int, *, torn: bool = False) -> list[str]:
     """Put the rows of ``unit`` into a log; their ids."""
-    log = UnitLog(run.wal_path(unit, 1))
+    log = UnitLog(run.wal_path(unit, 1), run.path / "leases")
     rows = [answer(row) for number, row in answered(run) if number == unit]
     for row in rows:
         key = (row["row"][0], row["row"][1])

@@ -42,7 +42,7 @@ def test_what_is_written_is_read_whatever_the_pieces(
 ) -> None:
     path = tmp_path_factory.mktemp("wal") / "u.wal"
     records = [Record((3, place), ok, 7, 8, line) for place, ok, line in found]
-    log = UnitLog(path)
+    log = UnitLog(path, path.parent)
     for piece in (records[:cut], records[cut:]):
         if piece:
             log.write(piece)
@@ -54,7 +54,7 @@ def test_what_is_written_is_read_whatever_the_pieces(
 
 def test_a_torn_end_costs_the_torn_record_alone(tmp_path: Path) -> None:
     path = tmp_path / "u.wal"
-    log = UnitLog(path)
+    log = UnitLog(path, path.parent)
     log.write([record(1, b"first\n"), record(2, b"second\n")])
     log.close()
     whole = path.read_bytes()
@@ -67,7 +67,7 @@ def test_a_torn_end_costs_the_torn_record_alone(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_ends_what_is_believed(tmp_path: Path) -> None:
     path = tmp_path / "u.wal"
-    log = UnitLog(path)
+    log = UnitLog(path, path.parent)
     log.write([record(1, b"first\n"), record(2, b"second\n"), record(3, b"third\n")])
     log.close()
     whole = bytearray(path.read_bytes())
@@ -84,7 +84,7 @@ def test_a_log_that_is_not_there_says_nothing(tmp_path: Path) -> None:
 
 
 def test_no_file_is_made_before_there_is_something_to_write(tmp_path: Path) -> None:
-    log = UnitLog(tmp_path / "u.wal")
+    log = UnitLog(tmp_path / "u.wal", tmp_path)
     log.sync()
     log.close()
     assert not log.path.exists()
@@ -93,7 +93,7 @@ def test_no_file_is_made_before_there_is_something_to_write(tmp_path: Path) -> N
 def test_a_disk_that_fills_in_mid_write_leaves_no_torn_record_before_later_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = UnitLog(tmp_path / "u.wal")
+    log = UnitLog(tmp_path / "u.wal", tmp_path)
     log.write([record(1)])
     write, calls = os.write, 0
 
@@ -116,7 +116,7 @@ def test_a_disk_that_fills_in_mid_write_leaves_no_torn_record_before_later_ones(
 
 def test_finished_rows_are_those_without_a_part_each_once(run: RunDir) -> None:
     for unit, generation, places in [(0, 1, [1]), (1, 1, [2, 3]), (1, 2, [3, 4])]:
-        log = UnitLog(run.wal_path(unit, generation))
+        log = UnitLog(run.wal_path(unit, generation), run.path / "leases")
         log.write([record(place, f"{generation}\n".encode()) for place in places])
     publish(run.part_path(0), b"")
     (run.path / "wal" / "notes.txt").write_text("mine")

@@ -43,8 +43,13 @@ printf '{"job": "%s", "restart": %d, "plan": "%s", "batch": %s, "started": %s, "
 rm -f "$entry"
 
 # Of a chain the later jobs have nothing to try where an earlier one has given up.
-given_up=control/given-up.${SLURM_ARRAY_TASK_ID:-0} idle=control/idle.${SLURM_ARRAY_TASK_ID:-0}
-if [ -e DONE ] || [ -e control/STOP ] || [ -e "$given_up" ]; then
+given_up=control/given-up.$plan.${SLURM_ARRAY_TASK_ID:-0}
+idle=control/idle.$plan.${SLURM_ARRAY_TASK_ID:-0}
+if [ -e "$given_up" ]; then
+  echo "hpc-llm: an earlier job of this chain has given up"
+  exit 0
+fi
+if [ -e DONE ] || [ -e control/STOP ]; then
   echo "hpc-llm: nothing is left to do, or the run was stopped"
   exit 0
 fi
@@ -109,7 +114,11 @@ per_allocation=1
 first=$((${SLURM_ARRAY_TASK_ID:-0} * per_allocation))
 end=$((first + per_allocation < replicas ? first + per_allocation : replicas))
 
-published=$(find parts -name 'u*.jsonl' | wc -l)
+finished() { # whatever is finished changes it: parts by their number, logs by their size
+  find parts overlays -name 'u*.jsonl' | wc -l
+  find wal overlays -name 'u*.wal' -printf '%s\n' | sort
+}
+before=$(finished)
 pids=()
 trap 'signalled=1; kill -USR1 "${pids[@]}" 2>/dev/null' USR1
 trap 'signalled=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
@@ -141,10 +150,10 @@ done
 
 # Replicas are elastic: when the others finished the work, one failure is no failed run.
 [ ! -e DONE ] || exit 0
-if [ "$(find parts -name 'u*.jsonl' | wc -l)" -gt "$published" ]; then
+if [ "$(finished)" != "$before" ]; then
   rm -f "$idle"
 elif [ -e "$idle" ]; then # one job may have been unlucky; the second in a row was not
-  echo "hpc-llm: two jobs in a row published nothing, so the rest of the chain gives up" >&2
+  echo "hpc-llm: two jobs in a row finished nothing, so the rest of the chain gives up" >&2
   touch "$given_up"
 else
   touch "$idle"

@@ -93,7 +93,11 @@ per_allocation=2
 first=$((${SLURM_ARRAY_TASK_ID:-0} * per_allocation))
 end=$((first + per_allocation < replicas ? first + per_allocation : replicas))
 
-published=$(find parts -name 'u*.jsonl' | wc -l)
+finished() { # whatever is finished changes it: parts by their number, logs by their size
+  find parts overlays -name 'u*.jsonl' | wc -l
+  find wal overlays -name 'u*.wal' -printf '%s\n' | sort
+}
+before=$(finished)
 warned=0 told=0
 pids=()
 # srun started with a signal ignored does not hand it on; Slurm signals the tasks themselves, and
@@ -131,15 +135,15 @@ done
 [ "$failed" -eq 0 ] || exit 7
 
 # What is left is for the next start of this job, as long as starts get something done: only the
-# first one may end with nothing published and be tried once more.
+# first one may end with nothing finished and be tried once more.
 again=0
 if [ "$batch" = false ] || [ "$warned" -lt "$told" ]; then
   : # Slurm requeues batch jobs only, and what was scancelled without a warning is to stay so
 elif [ "$((resumable + died))" -gt 0 ] && [ "$restart" -lt 20 ] && [ ! -e control/STOP ]; then
-  if [ "$(find parts -name 'u*.jsonl' | wc -l)" -gt "$published" ] || [ "$restart" -eq 0 ]; then
+  if [ "$(finished)" != "$before" ] || [ "$restart" -eq 0 ]; then
     again=1
   else
-    echo "hpc-llm: nothing was published in this start, so the job is not requeued" >&2
+    echo "hpc-llm: nothing was finished in this start, so the job is not requeued" >&2
   fi
 fi
 if [ "$again" -eq 1 ]; then

@@ -33,7 +33,7 @@ class _Marks(importlib.abc.MetaPathFinder):
         if fullname in ("vllm", "transformers"):
             self.note("import")
         if fullname == "launcher.runner.replica":
-            from launcher.engines import registry  # noqa: PLC0415 - not before it is wanted
+            from launcher.engines import registry
 
             registry.create = _marked(registry.create, self)
 

@@ -15,7 +15,7 @@ from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from launcher.data.formats import format_of
+from launcher.data.formats import format_of, is_streamed
 from launcher.data.prompts import PromptBuilder
 from launcher.data.readers import place
 from launcher.data.rows import Row, read_unit, sample
@@ -187,18 +187,11 @@ def _spread(identity: RunIdentity) -> Iterator[Iterable[Row]]:
     for index in range(count):
         unit = (2 * index + 1) * total // (2 * count)
         file = bisect_right(starts, grid.span(identity.grid, unit)[0], hi=len(inputs)) - 1
-        if not _streamed(inputs[file]):
+        if not is_streamed(inputs[file]):
             yield read_unit(inputs, identity.grid, unit)
         elif file not in seen:
             seen.add(file)
             yield (replace(row, file=file) for row in sample([inputs[file]], _EACH))
-
-
-def _streamed(entry: InputFile) -> bool:
-    """Whether a row can be reached only by reading all rows before it."""
-    known = format_of(entry.path)
-    tables = known is not None and known.kind in ("csv", "tsv") and entry.newlines
-    return tables or (known is not None and known.packing is not None)
 
 
 def _place(row: Row) -> tuple[int, int]:

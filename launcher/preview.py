@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from launcher.data.prompts import Prompt, PromptBuilder
@@ -101,13 +106,13 @@ def chat_text(template: str, messages: Messages, special_tokens: Mapping[str, st
     Raises
     ------
     RowError
-        ``template_error``: the template refuses these messages.
+        ``template_error``: the template refuses these messages, or fails.
 
     Notes
     -----
     The environment is that of transformers (``utils/chat_template_utils.py``,
-    ``_compile_jinja_template``): sandboxed, blocks trimmed, loop controls, ``tojson`` without
-    HTML escapes, ``raise_exception``.
+    ``_compile_jinja_template``): sandboxed, blocks trimmed, loop controls, ``generation`` blocks,
+    ``tojson`` without HTML escapes, ``raise_exception``, ``strftime_now``.
     """
     try:
         return _compiled(template).render(
@@ -115,18 +120,40 @@ def chat_text(template: str, messages: Messages, special_tokens: Mapping[str, st
         )
     except jinja2.TemplateError as exc:
         raise RowError("template_error", f"the chat template refuses the row: {exc}") from exc
+    except Exception as exc:  # the template is the checkpoint's code and may raise anything
+        what = f"the chat template fails on the row: {type(exc).__name__}: {exc}"
+        raise RowError("template_error", what) from exc
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks what the model says, which matters in training: it stays."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja2 has it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
+
+    def _inside(self, caller: Macro) -> str:
+        return caller()
 
 
 @lru_cache(maxsize=1)
 def _compiled(template: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, ensure_ascii=False, **options
+        value, **{"ensure_ascii": False, **options}
     )
     environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
     return environment.from_string(template)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)  # noqa: DTZ005 - local time, as in transformers
 
 
 def _refuse(message: str) -> None:

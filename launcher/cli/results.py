@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,11 +61,12 @@ def command(
     found = find_run(run)
     if verifying:
         return _verify(found)
-    if not partial:
-        check_complete(found)
+    warnings = [] if partial else check_complete(found)
     if merge is not None:
-        return _merge(found, merge, form, files)
-    return _print(found, as_json=ctx.meta["hpc_llm.output"] == "json")
+        answer = _merge(found, merge, form, files)
+    else:
+        answer = _print(found, as_json=ctx.meta["hpc_llm.output"] == "json")
+    return dataclasses.replace(answer, problems=[*answer.problems, *warnings])
 
 
 def _check_usage(

@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from launcher.data.formats import SUPPORTED, format_of
+from launcher.data.formats import SUPPORTED, Format, format_of, is_streamed, packing_of
 from launcher.data.readers import open_reader
 from launcher.data.readers.streams import has_zstandard, unpacked_bytes
 from launcher.errors import Location, Problem, RunError, SpecError
@@ -97,7 +97,7 @@ def freeze(
     problems = problems or missing_packages(inputs)
     if problems:
         raise SpecError(replace(problem, where=where) for problem in problems)
-    packed = sum(_is_packed(entry) for entry in inputs)
+    packed = sum(packing_of(entry.path) is not None for entry in inputs)
     probe = max(_LEAST_PROBE_BYTES, min(_PROBE_BYTES, _PROBES_BYTES // max(1, packed)))
     try:
         return tuple(_each(partial(_measured, probe=probe, newlines=newlines), inputs))
@@ -130,18 +130,17 @@ def missing_packages(inputs: Iterable[InputFile]) -> list[Problem]:
     list of Problem
         ``input.needs-pyarrow``, ``input.needs-zstandard``.
     """
-    first: dict[str, str] = {}  # of each ending that the standard library cannot read
+    first: dict[str, str] = {}  # file that needs it
     for entry in inputs:
-        ending = entry.path[-8:].lower()
-        if ending.endswith((".parquet", ".zst")):
-            first.setdefault(ending[ending.rindex(".") :], entry.path)
+        if known := format_of(entry.path):
+            first.setdefault(known.packing or known.kind, entry.path)
     problems = []
-    if ".parquet" in first and find_spec("pyarrow") is None:
-        message = f"{first['.parquet']} needs the package pyarrow, and {sys.executable} has none"
+    if "parquet" in first and find_spec("pyarrow") is None:
+        message = f"{first['parquet']} needs the package pyarrow, and {sys.executable} has none"
         hint = "install pyarrow, take an image that has it, or convert the files to .jsonl"
         problems.append(Problem("input.needs-pyarrow", message, hint=hint))
-    if ".zst" in first and not has_zstandard():
-        message = f"{first['.zst']} needs the package zstandard, and {sys.executable} has none"
+    if "zst" in first and not has_zstandard():
+        message = f"{first['zst']} needs the package zstandard, and {sys.executable} has none"
         hint = "install zstandard, take an image that has it, or compress the files with gzip"
         problems.append(Problem("input.needs-zstandard", message, hint=hint))
     return problems
@@ -156,9 +155,9 @@ def slow_starts(inputs: Iterable[InputFile], where: Location | None = None) -> l
         At most one for compressed files and one for CSV, ``input.no-direct-access``, with the
         largest file.
     """
-    large = [entry for entry in inputs if entry.size > _SLOW_BYTES]
-    packed = [entry for entry in large if _is_packed(entry)]
-    quoted = [entry for entry in large if entry.newlines and _is_plain_table(entry)]
+    slow = [entry for entry in inputs if entry.size > _SLOW_BYTES and is_streamed(entry)]
+    packed = [entry for entry in slow if packing_of(entry.path) is not None]
+    quoted = [entry for entry in slow if packing_of(entry.path) is None]
     problems = []
     for files, why, hint in (
         (packed, "is compressed as one stream", "decompress it, or cut it into many files"),
@@ -219,26 +218,18 @@ def _difference(entry: InputFile) -> str | None:
 
 def _measured(entry: InputFile, *, probe: int, newlines: bool) -> InputFile:
     """``entry`` with what is not known from its name and size alone."""
-    kind, packing = format_of(entry.path) or ("json", None)
-    if kind == "parquet":
+    known = format_of(entry.path) or Format("json")
+    if known.kind == "parquet":
         from launcher.data.readers.parquet import measured  # needs pyarrow
 
         span, rows = measured(entry.path)
         return replace(entry, span=span, rows=rows)
-    if packing is not None and entry.size:
+    if known.packing is not None and entry.size:
         entry = replace(entry, span=unpacked_bytes(entry, probe))
-    if kind in ("csv", "tsv"):
+    if known.table:
         entry = replace(entry, newlines=newlines)
         open_reader(entry).close()  # which looks at the names of its columns
     return entry
-
-
-def _is_packed(entry: InputFile) -> bool:
-    return entry.path.lower().endswith((".gz", ".zst"))
-
-
-def _is_plain_table(entry: InputFile) -> bool:
-    return entry.path.lower().endswith((".csv", ".tsv"))
 
 
 def _once(found: Iterable[_Seen]) -> list[InputFile]:

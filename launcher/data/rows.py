@@ -70,7 +70,7 @@ class UnitReader:
         ------
         Row
             With an error of code ``invalid_json``, ``not_an_object``, ``invalid_csv``,
-            ``invalid_utf8`` or ``bad_type`` where it is none.
+            ``invalid_utf8``, ``bad_type`` or ``prompt_too_long`` where it is none.
 
         Raises
         ------
@@ -152,6 +152,8 @@ def sample(inputs: Sequence[InputFile], limit: int) -> list[Row]:
     Raises as `UnitReader.read`.
     """
     total = sum(entry.span for entry in inputs)
+    if not total:  # no units either
+        return []
     whole = UnitGrid(total_bytes=total, unit_bytes=max(1, total), head_units=1, tail_bytes=1)
     with UnitReader(inputs, whole) as reader:
         return list(islice(reader.read(0), limit))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
+from collections import defaultdict
 from pathlib import Path
 
 from launcher.report.reading import FileFacts
+from launcher.rundir import sync_directory
 
 __all__ = ["NewFile", "NewFiles"]
 
@@ -79,12 +82,16 @@ class NewFiles:
 
     def __init__(self) -> None:
         self._made: list[NewFile] = []
+        self._left: dict[Path, dict[str, list[Path]]] = {}  # by directory and name
 
     def __enter__(self) -> NewFiles:  # noqa: PYI034 - Self is not in 3.10
         return self
 
     def open(self, target: Path) -> NewFile:
-        _sweep(target)
+        if target.parent not in self._left:
+            self._left[target.parent] = _left_behind(target.parent)
+        for path in self._left[target.parent].get(target.name, ()):
+            path.unlink(missing_ok=True)
         own = f"{socket.gethostname()}.{os.getpid()}"
         self._made.append(NewFile(target, target.with_name(f".{target.name}.{own}.tmp")))
         return self._made[-1]
@@ -104,16 +111,15 @@ class NewFiles:
         for file in self._made:
             file.scratch.replace(file.target)
         for directory in {file.target.parent for file in self._made}:
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_directory(directory)
 
 
-def _sweep(target: Path) -> None:
-    prefix = f".{target.name}.{socket.gethostname()}."
-    for path in target.parent.iterdir():
-        pid = path.name.removeprefix(prefix).removesuffix(".tmp")
-        if path.name == f"{prefix}{pid}.tmp" and pid.isdigit() and not Path("/proc", pid).exists():
-            path.unlink(missing_ok=True)
+def _left_behind(directory: Path) -> dict[str, list[Path]]:
+    """Unnamed files of processes of this host that are no more, by the name they were to get."""
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    name = re.compile(rf"\.(.+)\.{re.escape(socket.gethostname())}\.(\d+)\.tmp", re.DOTALL)
+    for path in directory.iterdir():
+        left = name.fullmatch(path.name)
+        if left and not Path("/proc", left[2]).exists():
+            found[left[1]].append(path)
+    return found

@@ -33,7 +33,8 @@ class Verified:
     compared
         Whether there was a manifest to compare with.
     warnings
-        Merged files that are gone, and overlays that are newer than the manifest.
+        Merged files that are gone, overlays that are newer than the manifest, and a retry of
+        errors that has not ended.
     """
 
     counts: Counts
@@ -82,7 +83,7 @@ def verify(run: RunDir) -> Verified:
         what the manifest says, or the input row that has no answer or an answer that has no
         input row; ``input.changed`` when the input cannot tell any more.
     """
-    check_complete(run)
+    retrying = check_complete(run)
     reading = Reading(run)
     if differences := changed(reading.identity.inputs):
         hint = "restore the files to verify against them; the answers are those to the old ones"
@@ -95,7 +96,11 @@ def verify(run: RunDir) -> Verified:
             _compare_unit(reading, unit, asked)
             _compare_parts(run, reading.counts.parts[known:], noted)
     warnings = _compare_rest(run, reading, manifest) if manifest else []
-    return Verified(counts=reading.counts, compared=manifest is not None, warnings=tuple(warnings))
+    return Verified(
+        counts=reading.counts,
+        compared=manifest is not None,
+        warnings=(*retrying, *warnings),
+    )
 
 
 def _manifest(identity: RunIdentity, counts: Counts) -> dict[str, Any]:

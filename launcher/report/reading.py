@@ -15,7 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from launcher.data.passes import damaged
+from launcher.data.passes import damaged, open_pass
 from launcher.data.readers import place
 from launcher.errors import OutputError, Problem
 from launcher.plan import grid
@@ -145,20 +145,32 @@ class Reading:
         self.counts.parts.append(facts)
 
 
-def check_complete(run: RunDir) -> None:
+def check_complete(run: RunDir) -> list[Problem]:
     """Refuse a run with missing parts.
+
+    Returns
+    -------
+    list of Problem
+        The warning ``output.retrying`` if errors are to be answered again and some are not yet.
 
     Raises
     ------
     OutputError
         ``output.incomplete``, with how many are missing.
     """
-    total = grid.count(run.identity().grid)
+    identity = run.identity()
+    total = grid.count(identity.grid)
     missing = total - len(run.published_units())
     if missing:
         message = f"{missing} of {total} units are not there yet"
         hint = f"wait for it, `hpc-llm resume {run.path}`, or take what there is with --partial"
         raise OutputError(Problem("output.incomplete", message, hint=hint))
+    if (repeating := open_pass(run, identity)) is None:
+        return []
+    found, left = repeating
+    message = f"{len(left)} of {len(found.units)} units still have errors that are to be retried"
+    hint = f"wait for it, or `hpc-llm resume {run.path}`: these rows are as they were before"
+    return [Problem("output.retrying", message, hint=hint, severity="warning")]
 
 
 def parse_row(line: bytes, path: Path) -> dict[str, Any]:

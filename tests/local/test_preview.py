@@ -22,3 +22,28 @@ def test_the_preview_is_what_transformers_would_send(smollm2: Path) -> None:
     tokens = {k: v for k, v in config.items() if k.endswith("_token") and isinstance(v, str)}
     wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert chat_text(template, messages, tokens) == wanted
+
+
+MARKED = """
+{% for m in messages %}{% set last = m %}
+{% generation %}
+  {{ m.content }}
+{% set last = 1 %}
+{% endgeneration %}
+{{ last }}{% endfor %}
+"""
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        MARKED,
+        "{{ strftime_now('%d %B %Y') }}{{ messages | tojson(indent=1, ensure_ascii=true) }}",
+    ],
+)
+def test_tags_and_names_mean_what_they_do_to_transformers(template: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [{"role": "user", "content": "é"}, {"role": "assistant", "content": "b"}]
+    (wanted,), _ = render_jinja_template([messages], chat_template=template)
+    assert chat_text(template, messages, {}) == wanted

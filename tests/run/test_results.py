@@ -118,6 +118,17 @@ def test_overlays_are_in_the_results_and_their_proof(cli: Cli, own: Path) -> Non
     assert str(path) in done.json["problems"][0]["message"]
 
 
+def test_results_before_a_retry_has_ended_say_so(cli: Cli, own: Path) -> None:
+    run = RunDir(own)
+    add_overlay(run, 1, {(0, 0): "a better answer"})
+    run.part_path(0, 1).unlink()
+    for words in ((), ("--merge", cli.home / "x.jsonl"), ("--verify",)):
+        done = cli("results", own, *words)
+        assert done.code == 0
+        assert done.err.count("warning[output.retrying]") == 1
+    assert cli("results", own, "--partial").err == ""
+
+
 def test_verifying_names_what_changed_and_nothing_else(cli: Cli, own: Path) -> None:
     first = cli("results", own, "--verify")
     assert (first.code, first.err) == (0, "")

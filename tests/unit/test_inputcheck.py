@@ -204,6 +204,22 @@ def test_tokens_are_counted_where_asked_and_compared_with_the_context(
     assert [(bad.code, bad.rows) for bad in found.bad] == [("template_error", 1)]
 
 
+def test_a_chat_template_that_fails_is_a_warning(tmp_path: Path, checkpoint: Path) -> None:
+    (checkpoint / "chat_template.jinja").write_text("{{ messages[0].content + 1 }}")
+    prepared = job_over(
+        tmp_path / "job",
+        {"a.jsonl": json_lines(WORDS)},
+        engine="transformers",
+        model=str(checkpoint),
+        input={"path": "data", "prompt": "{{ text }}"},
+    )
+    report = check_input(prepared)
+    assert [(bad.code, bad.rows) for bad in report.bad] == [("template_error", len(WORDS))]
+    warning = warning_of(report)
+    assert warning is not None
+    assert "TypeError" in warning.message
+
+
 def test_without_the_package_there_are_no_tokens(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

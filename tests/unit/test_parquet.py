@@ -14,15 +14,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import zstandard
+from cli_driving import write_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from input_reading import Fields, cut, fields_of, frozen, in_one_pass, key, problem_of, refusal
 from pyarrow import parquet as pq
 
 from launcher.data.inputs import freeze
-from launcher.data.rows import UnitReader, extent, read_unit
+from launcher.data.readers.arrow import rows_of
+from launcher.data.rows import UnitReader, extent, read_unit, sample
+from launcher.errors import RowError, SpecError
 from launcher.plan.grid import count
 from launcher.plan.types import InputFile
+from launcher.prepare import prepare
 
 
 def parquet(path: Path, table: pa.Table, **options: Any) -> InputFile:
@@ -117,6 +121,9 @@ NOON = datetime(2024, 2, 29, 12, 30, 15, tzinfo=timezone.utc)
         (pa.map_(pa.string(), pa.int8()), [], {}),
         (pa.list_(pa.timestamp("ns")), [0, None], ["1970-01-01T00:00:00", None]),
         (pa.list_(pa.int8(), 2), [1, None], [1, None]),
+        (pa.string_view(), "x" * 20, "x" * 20),
+        (pa.binary_view(), b"\xff\0", "/wA="),
+        (pa.list_(pa.string_view()), ["a", None], ["a", None]),
         (pa.struct({"a": pa.date32()}), {"a": None}, {"a": None}),
     ],
     ids=str,
@@ -141,6 +148,21 @@ def test_text_that_is_no_utf8_is_an_error_of_its_row_alone(tmp_path: Path) -> No
             "invalid_utf8"
         ) == 1
         assert len(found) == 4
+
+
+def test_views_are_read_as_what_they_show() -> None:
+    broken = pa.array([b"fine", b"\xff", None], pa.binary_view()).cast(pa.string_view(), safe=False)
+    values = pa.array([date(2024, 2, 29), None, date(1970, 1, 1)])
+    kinds = (pa.ListViewArray, pa.LargeListViewArray)
+    lists = [kind.from_arrays([1, 0, 2], [2, 2, 0], values) for kind in kinds]
+    batch = pa.RecordBatch.from_arrays([broken, *lists], ["text", "list", "large"])
+    first, second, third = rows_of(batch)
+    assert list(rows_of(batch.slice(2))) == [third]
+    dates = [None, "1970-01-01"]
+    assert first == {"text": "fine", "list": dates, "large": dates}
+    assert isinstance(second, RowError)
+    assert second.code == "invalid_utf8"
+    assert third == {"text": None, "list": [], "large": []}
 
 
 def test_only_the_row_groups_of_a_unit_are_read(tmp_path: Path) -> None:
@@ -204,3 +226,12 @@ def test_the_first_rows_end_where_the_next_one_begins(tmp_path: Path, span: int)
         rows = in_one_pass(inputs, limited)
         assert len(rows) >= min(limit, 52)
         assert len(rows) <= max(limit, 2) + 50 // min(50, span)
+
+
+def test_files_without_rows_give_no_sample_and_are_refused(tmp_path: Path) -> None:
+    entry = parquet(tmp_path / "a.parquet", pa.table({"text": pa.array([], pa.string())}))
+    assert (sample([entry], 9), extent([entry], 9)) == ([], 0)
+    job = {"input": {"path": "a.parquet", "prompt": "{{ text }}", "chat": False}}
+    with pytest.raises(SpecError) as caught:
+        prepare(write_job(tmp_path, rows=[], **job), site="local")
+    assert [problem.code for problem in caught.value.problems] == ["input.empty"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import random
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from input_reading import cut, fields_of, frozen, in_one_pass, key, problem_of, refusal
 
 from launcher.data.inputs import freeze, total_bytes
+from launcher.data.readers.streams import _frame_bytes, _told_bytes
 from launcher.data.rows import UnitReader, read_unit, sample
 from launcher.plan.grid import count, make_grid, units
 
@@ -130,6 +133,64 @@ def test_the_size_inside_is_guessed_from_the_first_megabyte(tmp_path: Path, pack
     assert 0.8 < entry.span / size_inside < 1.25
 
 
+def denser_later(packed_bytes: int) -> bytes:
+    """Lines that pack badly for so long, and ten times as many that pack well."""
+    noise = random.Random(1).randbytes(packed_bytes).hex().encode()
+    lines = [noise[at : at + 500] + b"\n" for at in range(0, len(noise), 500)]
+    return b"".join([*lines, *([b"x" * 500 + b"\n"] * (10 * len(lines)))])
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst", "zst of unknown size"])
+def test_a_file_that_says_how_much_it_holds_is_believed(tmp_path: Path, packing: str) -> None:
+    data = denser_later(2 * 1024**2)
+    pack = PACKERS.get(packing) or zstandard.ZstdCompressor(write_content_size=False).compress
+    entry = frozen(tmp_path / f"a.txt.{packing[:3].strip()}", pack(data))
+    if packing in PACKERS:
+        assert entry.span == len(data)
+    else:
+        assert entry.span < len(data) // 2
+
+
+@packings
+def test_a_last_member_that_says_less_than_the_guess_is_not_all(
+    tmp_path: Path, packing: str
+) -> None:
+    pack, data = PACKERS[packing], denser_later(2 * 1024**2)
+    alone = frozen(tmp_path / f"a.txt.{packing}", pack(data[: 4 * 1024**2]))
+    small = pack(b"few\n")
+    ends = small + pack(data[: 4 * 1024**2]) + small
+    entry = frozen(tmp_path / f"b.txt.{packing}", ends)
+    assert entry.span == pytest.approx(alone.span, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("guess", "told", "meant"),
+    [
+        (5 * 10**9, 6 * 10**9, 6 * 10**9),
+        (7 * 10**9, 6 * 10**9, 7 * 10**9),
+        (10**9, 2 * 10**9, 2 * 10**9),
+        (100, 0, 100),
+    ],
+)
+def test_sizes_beyond_4_gib_are_the_nearest_to_the_guess(
+    tmp_path: Path, guess: int, told: int, meant: int
+) -> None:
+    entry = frozen(tmp_path / "a.txt", b"....." + (told % 2**32).to_bytes(4, "little"))
+    entry = replace(entry, path=str((tmp_path / "a.txt").rename(tmp_path / "a.txt.gz")))
+    with (tmp_path / "a.txt.gz").open("rb") as file:
+        assert max(guess, _told_bytes(entry, file, guess)) == meant
+
+
+@given(rest=st.binary(min_size=14, max_size=14))
+def test_the_header_of_a_frame_is_read_as_zstd_reads_it(rest: bytes) -> None:
+    header = b"\x28\xb5\x2f\xfd" + rest
+    try:
+        known = zstandard.frame_content_size(header)
+    except zstandard.ZstdError:
+        return
+    assert _frame_bytes(header) == max(0, known)
+
+
 @packings
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_a_stream_that_is_cut_off_is_damaged(tmp_path: Path, packing: str, suffix: str) -> None:
@@ -183,6 +244,83 @@ def test_an_empty_compressed_file_has_no_rows(tmp_path: Path) -> None:
         (tmp_path / f"c.jsonl.{packing}").write_bytes(b"")
     inputs = freeze([str(tmp_path)], base=tmp_path)
     assert [row.fields for row in in_one_pass(inputs, cut(inputs, 1))] == [{}]
+
+
+# --- long lines
+
+SHORT = 40  # bytes, in place of 64 MiB
+
+
+def limit_lines(monkeypatch: pytest.MonkeyPatch, limit_bytes: int) -> None:
+    for module in ("lines", "tables"):
+        monkeypatch.setattr(f"launcher.data.readers.{module}.LONGEST_BYTES", limit_bytes)
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("suffix", "newlines", "code"),
+    [
+        (".jsonl", True, "invalid_json"),
+        (".txt", True, "prompt_too_long"),
+        (".csv", True, "invalid_csv"),
+        (".csv", False, "invalid_csv"),
+    ],
+)
+def test_a_line_that_is_too_long_is_an_error_and_the_rest_are_rows(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    newlines: bool,  # noqa: FBT001 - a parameter of the case
+    code: str,
+    packing: str,
+) -> None:
+    def line(size: int) -> bytes:
+        if suffix == ".jsonl":
+            return b'{"text": "' + b"x" * (size - 13) + b'"}\n'
+        return b"x" * (size - 1) + b"\n"
+
+    limit_lines(monkeypatch, SHORT)
+    good = {"text": "x" * (SHORT - (13 if suffix == ".jsonl" else 1))}
+    lines = [line(SHORT), line(SHORT + 1), line(SHORT), line(5 * SHORT), line(SHORT), line(900)]
+    data = b"text\n" * (suffix == ".csv") + b"".join(lines)
+    for content in (data, data[:-1]):
+        packed = gzip.compress(content) if packing else content
+        entry = frozen(tmp_path / f"a{suffix}{packing}", packed, newlines=newlines)
+        assert fields_of(entry) == [good, code, good, code, good, code]
+
+
+@pytest.mark.parametrize("opening", [b"", b'"'])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_no_more_of_a_long_line_is_held_than_a_line_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, opening: bytes
+) -> None:
+    limit_lines(monkeypatch, 1024**2)
+    data = b"text\n" * (suffix == ".csv") + opening + bytes(64 * 1024**2)
+    entry = frozen(tmp_path / f"a{suffix}", data)
+    tracemalloc.start()
+    (row,) = sample([entry], 9)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert row.error is not None
+    assert "longer than 1048576 bytes" in row.error.message
+    assert peak < 8 * 1024**2
+
+
+def test_a_quoted_field_of_many_lines_is_as_long_as_a_line_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_lines(monkeypatch, SHORT)
+    data = b'text\n"' + b"x" * (SHORT - 3) + b"\n" + b"y" * SHORT + b'"\nlast\n'
+    assert fields_of(frozen(tmp_path / "a.csv", data)) == ["invalid_csv", {"text": "last"}]
+
+
+def test_the_names_of_columns_are_not_looked_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_lines(monkeypatch, SHORT)
+    (tmp_path / "a.csv").write_bytes(b"a," * SHORT + b"b\n1,2\n")
+    problem = refusal(tmp_path / "a.csv")
+    assert (problem.code, "longer than 40 bytes" in problem.message) == ("input.column-names", True)
 
 
 # --- CSV

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -178,6 +180,29 @@ def test_a_kill_at_any_point_leaves_whole_files_and_a_rerun_heals(
         when += 1
     assert when > 3
     assert {path.name: path.read_bytes() for path in out.iterdir()} == contents
+
+
+def test_a_directory_is_listed_once_for_all_files(run: RunDir, out: Path) -> None:
+    listed: list[str] = []
+    events = {"os.listdir", "os.scandir"}
+    sys.addaudithook(lambda event, args: listed.append(str(args[0])) if event in events else None)
+    merge(run, out / "x.jsonl", "jsonl", files=20)
+    assert listed.count(str(out)) == 1
+
+
+def test_a_file_system_that_syncs_no_directory_is_fine(
+    run: RunDir, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    merge(run, out / "x.jsonl", "jsonl")
+    assert len(lines(out / "x.jsonl")) == len(ROWS)
 
 
 # --- forms

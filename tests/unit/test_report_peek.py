@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ def test_only_the_last_parts_of_each_worker_are_looked_at(tmp_path: Path) -> Non
     last = json.loads(run.part_path(1).read_bytes().splitlines()[-1])
     assert ids(peek(run, 2)) == ["id-0", last["id"]]
     assert peek(run, 1)[0].row["response"]["text"] == "mended"
+
+
+def test_a_copy_without_empty_directories_is_looked_at(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, ROWS)
+    for name in ("wal", "leases", "metrics", "overlays"):
+        shutil.rmtree(run.path / name)
+    assert len(peek(run, 100)) == len(ROWS)
 
 
 def test_a_broken_part_is_damage(tmp_path: Path) -> None:

@@ -108,6 +108,16 @@ def test_a_missing_unit_is_counted(run: RunDir) -> None:
     assert caught.value.problems[0].code == "output.incomplete"
 
 
+def test_a_retry_that_has_not_ended_is_a_warning(run: RunDir) -> None:
+    assert check_complete(run) == []
+    add_overlay(run, 1, {(0, 0): "better"})
+    assert check_complete(run) == []
+    run.part_path(0, 1).unlink()
+    (problem,) = check_complete(run)
+    assert (problem.code, problem.severity) == ("output.retrying", "warning")
+    assert problem.message.startswith("1 of 1 units")
+
+
 def test_the_newest_overlay_wins_row_by_row(run: RunDir) -> None:
     bad = [row for _, row in answered(run) if (row.fields or {})["text"] == "bad"]
     places = [(row.file, row.offset) for row in bad]

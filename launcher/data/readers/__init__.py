@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from launcher.data.formats import format_of
+from launcher.data.formats import Format, format_of, is_streamed
 from launcher.data.readers.base import Found, Reader
 from launcher.data.readers.lines import LineRows, Lines, parse_json, parse_text
 from launcher.data.readers.streams import open_stream
@@ -23,18 +23,20 @@ def open_reader(entry: InputFile) -> Reader:
         Here or from reading: ``input.unreadable``, ``input.changed``, ``input.damaged``,
         ``input.column-names``.
     """
-    kind, packing = format_of(entry.path) or ("json", None)
-    if kind == "parquet":
+    known = format_of(entry.path) or Format("json")
+    if known.kind == "parquet":
         from launcher.data.readers.parquet import RecordBatches  # needs pyarrow
 
         return RecordBatches(entry)
     stream = open_stream(entry)
-    if kind in ("csv", "tsv") and entry.newlines:
-        return RecordRows(entry.path, stream, kind)
-    lines = Lines(stream, seekable=packing is None)
-    if kind in ("csv", "tsv"):
-        return line_rows(entry.path, lines, kind)
-    return LineRows(lines, parse_text if kind == "text" else parse_json)
+    if known.table and entry.newlines:
+        return RecordRows(entry.path, stream, known.table)
+    lines = Lines(stream, seekable=not is_streamed(entry))
+    if known.table:
+        return line_rows(entry.path, lines, known.table)
+    if known.kind == "text":
+        return LineRows(lines, parse_text, long_code="prompt_too_long")
+    return LineRows(lines, parse_json, long_code="invalid_json")
 
 
 def place(entry: InputFile, coordinate: int) -> int:

@@ -91,7 +91,10 @@ def _unless_null(array: pa.Array, values: Iterable[Any]) -> list[Any]:
 def _lists(array: pa.Array, errors: list[RowError]) -> list[list[Any] | None]:
     # flatten() leaves out what nulls hide.
     items = iter(_values(array.flatten(), errors))
-    lengths = compute.list_value_length(array).to_pylist()
+    if any(is_view(array.type) for is_view in _LIST_VIEWS):  # pyarrow 16 cannot count theirs
+        lengths = _unless_null(array, array.sizes.to_pylist())
+    else:
+        lengths = compute.list_value_length(array).to_pylist()
     return [None if length is None else list(islice(items, length)) for length in lengths]
 
 
@@ -100,7 +103,7 @@ def _maps(array: pa.Array, errors: list[RowError]) -> list[Any]:
     entry = pa.struct([pa.field("key", kind.key_type, nullable=False), ("value", kind.item_type)])
     lists = _lists(array.cast(pa.list_(entry)), errors)
     pairs = [entries and [[*entry.values()] for entry in entries] for entries in lists]
-    if types.is_string(kind.key_type) or types.is_large_string(kind.key_type):
+    if any(is_text(kind.key_type) for is_text in _TEXTS):
         return [None if entries is None else dict(entries) for entries in pairs]
     return pairs
 
@@ -200,16 +203,18 @@ def _seconds(value: int, unit: str) -> tuple[int, str]:
     return seconds, f".{rest:0{digits}}" if rest else ""
 
 
-_LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+_LIST_VIEWS = (types.is_list_view, types.is_large_list_view)
+_LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list, *_LIST_VIEWS)
+_TEXTS = (types.is_string, types.is_large_string, types.is_string_view)
 _LEAVES: tuple[tuple[Callable[[pa.DataType], bool], Convert], ...] = (
     (types.is_null, _as_is),
     (types.is_boolean, _as_is),
     (types.is_integer, _as_is),
     (types.is_floating, _floats),
-    (types.is_string, _texts),
-    (types.is_large_string, _texts),
+    *((is_text, _texts) for is_text in _TEXTS),
     (types.is_binary, _base64),
     (types.is_large_binary, _base64),
+    (types.is_binary_view, _base64),
     (types.is_fixed_size_binary, _base64),
     (types.is_decimal, _decimals),
     (types.is_date32, _days),

@@ -10,7 +10,20 @@ from typing import Any, BinaryIO
 from launcher.data.readers.base import Found
 from launcher.errors import RowError
 
-__all__ = ["LineRows", "Lines", "bare", "decoded", "parse_json", "parse_text"]
+__all__ = [
+    "LONGEST_BYTES",
+    "LineRows",
+    "Lines",
+    "bare",
+    "decoded",
+    "parse_json",
+    "parse_text",
+    "too_long",
+]
+
+# Of a line, or a record, with its end. A list in one line, or a quotation mark that nothing
+# closes, would make one row of a whole file.
+LONGEST_BYTES = 64 * 1024**2
 
 # Far below the interpreter's own limit, so that whatever was read can be written again from any
 # depth of the call stack.
@@ -41,18 +54,23 @@ class Lines:
         """Whether lines from byte ``first`` on can still be given."""
         return self._seekable or first > self._passed
 
-    def read(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
-        """The lines that start in ``[first, last)``, each with its first byte."""
+    def read(self, first: int, last: int) -> Iterator[tuple[int, bytes | None]]:
+        """The lines that start in ``[first, last)``, each with its first byte.
+
+        None stands for a line of more than `LONGEST_BYTES`, which is not kept.
+        """
         self._go_to(first)
         self._end_line(last)
         while self._at_start and self._at < last:
-            line = self._file.readline()
+            line = self._file.readline(LONGEST_BYTES + 1)
             if not line:
                 return
             offset = self._at
             self._at += len(line)
+            self._at_start = line.endswith(b"\n")
             self._passed = offset
-            yield offset, line
+            yield offset, line if len(line) <= LONGEST_BYTES else None
+            self._end_line(last)
 
     def close(self) -> None:
         self._file.close()
@@ -94,19 +112,30 @@ class LineRows:
     ----------
     parse
         Line without its end, and the byte it starts at, to fields; None for a line that is no row.
+    long_code
+        Code of the error that a line of more than `LONGEST_BYTES` is.
     """
 
     def __init__(
-        self, lines: Lines, parse: Callable[[bytes, int], Mapping[str, Any] | None], start: int = 0
+        self,
+        lines: Lines,
+        parse: Callable[[bytes, int], Mapping[str, Any] | None],
+        *,
+        long_code: str,
+        start: int = 0,
     ) -> None:
         self._lines = lines
         self._parse = parse
+        self._long_code = long_code
         self._start = start
         self.reaches = lines.reaches
         self.close = lines.close
 
     def read(self, first: int, last: int) -> Iterator[tuple[int, Found]]:
         for offset, line in self._lines.read(max(first, self._start), last):
+            if line is None:
+                yield offset, too_long(self._long_code)
+                continue
             body, start = bare(line, offset)
             try:
                 fields = self._parse(body, start)
@@ -123,6 +152,11 @@ def bare(line: bytes, offset: int) -> tuple[bytes, int]:
     if offset == 0 and body.startswith(BOM_UTF8):
         return body[len(BOM_UTF8) :], len(BOM_UTF8)
     return body, offset
+
+
+def too_long(code: str) -> RowError:
+    """The error of a line of more than `LONGEST_BYTES`."""
+    return RowError(code, f"the line is longer than {LONGEST_BYTES} bytes")
 
 
 def parse_text(body: bytes, start: int) -> dict[str, Any] | None:

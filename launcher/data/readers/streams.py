@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, BinaryIO, NamedTuple
 
-from launcher.data.formats import format_of
+from launcher.data.formats import packing_of
 from launcher.errors import Problem, RunError
 from launcher.plan.types import InputFile
 
@@ -25,6 +25,7 @@ _BUFFER_BYTES = 256 * 1024
 # 4 bytes of zstd up to 128 KiB (RFC 8878, 3.1.1.2.2, RLE_Block): small pieces keep that in bounds.
 _GZIP_PIECE_BYTES = 16 * 1024
 _ZSTD_PIECE_BYTES = 4 * 1024
+_ZSTD_HEADER_BYTES = 18  # the longest one
 _LARGEST_WINDOW = 31  # as a power of two: zstd --ultra --long=31
 _MOST_PROBED_BYTES = 32 * 1024**2  # decompressed
 _RATIO_STEPS = 16
@@ -41,13 +42,16 @@ def open_stream(entry: InputFile) -> BinaryIO:
     """
     # A run may have 10^5 files of a few bytes each.
     file = io.BufferedReader(_Bounded(entry), min(_BUFFER_BYTES, entry.size + 1))
-    if _packing(entry.path) is None:
+    if packing_of(entry.path) is None:
         return file
     return io.BufferedReader(_Unpacked(entry.path, file), _BUFFER_BYTES)
 
 
 def unpacked_bytes(entry: InputFile, probe_bytes: int) -> int:
     """Size of the compressed ``entry`` once decompressed, guessed from its first bytes.
+
+    A guess that is too small would leave much to the last unit, so it is no less than what the
+    file says about its last member, or its first frame.
 
     Parameters
     ----------
@@ -71,8 +75,33 @@ def unpacked_bytes(entry: InputFile, probe_bytes: int) -> int:
             if read < entry.size and (read >= probe_bytes or inside >= _MOST_PROBED_BYTES):
                 # In steps, so that a decoder that holds some bytes back gives the same guess.
                 ratio = max(1, round(inside * _RATIO_STEPS / read))
-                return max(1, entry.size * ratio // _RATIO_STEPS)
+                guess = max(1, entry.size * ratio // _RATIO_STEPS)
+                return max(guess, _told_bytes(entry, file, guess))
     return max(1, inside)
+
+
+def _told_bytes(entry: InputFile, file: BinaryIO, guess: int) -> int:
+    """What ``file`` says to hold, at least; 0 where it does not say."""
+    if packing_of(entry.path) == "zst":
+        file.seek(0)
+        return _frame_bytes(file.read(_ZSTD_HEADER_BYTES))
+    # The last member's size modulo 2^32 ends the file (RFC 1952, 2.3.1). Of the sizes that it
+    # can mean this is the nearest to the guess; where it is more, that is by 2^31 at most.
+    file.seek(max(0, entry.size - 4))
+    told = int.from_bytes(file.read(4), "little")
+    return guess + (told - guess + 2**31) % 2**32 - 2**31
+
+
+def _frame_bytes(header: bytes) -> int:
+    """Content size in the header of a zstd frame, 0 where it has none (RFC 8878, 3.1.1.1)."""
+    if not header.startswith(b"\x28\xb5\x2f\xfd"):
+        return 0
+    descriptor = header[4]
+    single = descriptor >> 5 & 1
+    start = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    length = (single, 2, 4, 8)[descriptor >> 6]
+    size = int.from_bytes(header[start : start + length], "little")
+    return size + 256 if length == 2 else size  # noqa: PLR2004 - bytes, as the format has it
 
 
 def has_zstandard() -> bool:
@@ -91,11 +120,6 @@ def unreadable(path: str, exc: OSError) -> RunError:
     what = f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}"
     hint = "check that this node mounts the file system"
     return RunError(Problem("input.unreadable", what, hint=hint))
-
-
-def _packing(path: str) -> str | None:
-    known = format_of(path)
-    return known.packing if known else None
 
 
 class _Bounded(io.RawIOBase):
@@ -207,7 +231,7 @@ class _Codec(NamedTuple):
 
 
 def _codec(path: str) -> _Codec:
-    if _packing(path) == "gz":
+    if packing_of(path) == "gz":
         make: Callable[[], Any] = partial(zlib.decompressobj, 16 + zlib.MAX_WBITS)
         # Zeros may follow, as tapes leave them (gzip(1), "CAVEATS").
         return _Codec(make, (zlib.error,), _GZIP_PIECE_BYTES, b"\0")

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 from launcher.data.readers.base import Found
-from launcher.data.readers.lines import LineRows, Lines, bare
+from launcher.data.readers.lines import LONGEST_BYTES, LineRows, Lines, bare, too_long
 from launcher.errors import Problem, RowError, RunError
 
 __all__ = ["RecordRows", "check_names", "line_rows"]
 
-# A quotation mark that nothing closes would make one record of all that follows.
-_LONGEST_BYTES = 64 * 1024**2
+_PIECE_BYTES = 1024**2
 _DIALECTS = {"csv": "excel", "tsv": "excel-tab"}
 
 Kind = Literal["csv", "tsv"]
@@ -70,7 +69,7 @@ class RecordRows:
 def line_rows(path: str, lines: Lines, kind: Kind) -> LineRows:
     """Rows of a file none of whose fields holds a line break. Raises as `RecordRows`."""
     given: list[bytes] = []
-    parser = _Parser(kind, lambda: given.pop() if given else b"")
+    parser = _Parser(kind, lambda _: given.pop() if given else b"")
 
     def record(body: bytes, start: int) -> Record:
         given[:] = [body]
@@ -85,9 +84,12 @@ def line_rows(path: str, lines: Lines, kind: Kind) -> LineRows:
             raise fields
         return fields
 
-    head = (record(*bare(line, offset)) for offset, line in lines.read(0, sys.maxsize))
+    head = (
+        too_long("invalid_csv") if line is None else record(*bare(line, offset))
+        for offset, line in lines.read(0, sys.maxsize)
+    )
     names = _header(path, lambda: next(head, None))
-    return LineRows(lines, parse, start=lines.at)
+    return LineRows(lines, parse, long_code="invalid_csv", start=lines.at)
 
 
 def check_names(path: str, names: Sequence[str]) -> None:
@@ -116,7 +118,7 @@ class _Parser:
         The byte at which the next line, and so the next record, starts.
     """
 
-    def __init__(self, kind: Kind, readline: Callable[[], bytes]) -> None:
+    def __init__(self, kind: Kind, readline: Callable[[int], bytes]) -> None:
         # Of the whole process, which has no other use for it: 128 KiB would be no row's limit.
         csv.field_size_limit(sys.maxsize)
         self.at = 0
@@ -141,19 +143,27 @@ class _Parser:
         self._at_end = False
         self._not_utf8: int | None = None
 
+    def _end(self, line: bytes) -> None:
+        """Read what is left of the line that begins with ``line``."""
+        while line and not line.endswith(b"\n"):
+            line = self._readline(_PIECE_BYTES)
+            self.at += len(line)
+
     def __iter__(self) -> _Parser:
         return self
 
     def __next__(self) -> str:
         """The next line for the csv module, which asks for several if a record has them."""
-        if self.at - self._start > _LONGEST_BYTES:
-            raise csv.Error(f"a quoted field is longer than {_LONGEST_BYTES} bytes")
-        line = self._readline()
+        room = LONGEST_BYTES - (self.at - self._start)
+        line = self._readline(room + 1)
         if not line:
             self._at_end = True
             raise StopIteration
         start = self.at
         self.at += len(line)
+        if len(line) > room:
+            self._end(line)
+            raise csv.Error(f"a record is longer than {LONGEST_BYTES} bytes")
         if start == 0 and line.startswith(BOM_UTF8):
             start, line = len(BOM_UTF8), line[len(BOM_UTF8) :]
         try:

@@ -188,7 +188,7 @@ def render(folder: Path, rows: Path) -> RunDir:
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps(job))
     words = ["render", "job.json", "--site", "local", "--out", "run"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state")}
+    environ = {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
     command = [sys.executable, "-m", "launcher", *words]
     subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True)
     return RunDir(folder / "run")

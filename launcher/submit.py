@@ -26,6 +26,7 @@ from launcher.schedulers.base import JobRef, Scheduler
 from launcher.schedulers.refusals import cause_of
 from launcher.schedulers.registry import scheduler_for
 from launcher.telemetry.metrics import read_parts
+from launcher.turns import turn
 
 __all__ = [
     "Submission",
@@ -75,7 +76,9 @@ def submit(prepared: Prepared) -> Submission:
     if found := _standing(run, scheduler):
         return found
     _write(prepared)
-    return _start(run, scheduler, wanted=plan.layout.replicas)
+    with turn(run):
+        wanted = plan.layout.replicas
+        return _standing(run, scheduler) or _start(run, scheduler, wanted=wanted)
 
 
 def resume(run: RunDir) -> Submission:
@@ -88,9 +91,8 @@ def resume(run: RunDir) -> Submission:
     """
     plan = run.newest_plan()
     scheduler = scheduler_for(plan.scheduler)
-    if found := _standing(run, scheduler):
-        return found
-    return _start(run, scheduler)
+    with turn(run):
+        return _standing(run, scheduler) or _start(run, scheduler)
 
 
 def scale(run: RunDir, replicas: int) -> Submission:
@@ -103,17 +105,17 @@ def scale(run: RunDir, replicas: int) -> Submission:
     SchedulerError
         The scheduler refused.
     """
-    plan = run.newest_plan()
-    scheduler = scheduler_for(plan.scheduler)
+    scheduler = scheduler_for(run.newest_plan().scheduler)
     if _finished(run):
         return Submission(run=run, how="done")
-    running = _live_replicas(run, scheduler)
-    if running >= replicas:
-        message = f"{running} replicas are queued or running already"
-        hint = f"ask for more than {running}; to have fewer, scancel one of their jobs"
-        raise PlanError(Problem("scale.enough", message, hint=hint))
-    _replan(run, f"replicas={replicas - running}")
-    return _start(run, scheduler, wanted=replicas)
+    with turn(run):
+        running = _live_replicas(run, scheduler)
+        if running >= replicas:
+            message = f"{running} replicas are queued or running already"
+            hint = f"ask for more than {running}; to have fewer, scancel one of their jobs"
+            raise PlanError(Problem("scale.enough", message, hint=hint))
+        _replan(run, f"replicas={replicas - running}")
+        return _start(run, scheduler, wanted=replicas)
 
 
 def _replan(run: RunDir, *settings: str) -> None:
@@ -184,10 +186,16 @@ def retry_errors(
     SchedulerError
         The scheduler refused.
     """
-    if not _finished(run):
-        message = f"{run.path} is not finished, and its errors may become more"
-        hint = f"wait for it, or `hpc-llm resume {run.path}`"
-        raise PlanError(Problem("retry.unfinished", message, hint=hint))
+    with turn(run):
+        if not _finished(run):
+            message = f"{run.path} is not finished, and its errors may become more"
+            hint = f"wait for it, or `hpc-llm resume {run.path}`"
+            raise PlanError(Problem("retry.unfinished", message, hint=hint))
+        _begin_retry(run, codes, settings)
+        return _start(run, scheduler_for(run.newest_plan().scheduler))
+
+
+def _begin_retry(run: RunDir, codes: Sequence[str], settings: Sequence[str]) -> None:
     found = _errors(run)
     # What is wrong with a row itself stays wrong unless something is done otherwise.
     wanted = set(codes) or (None if settings else RETRYABLE)
@@ -200,7 +208,6 @@ def retry_errors(
     if settings:
         _replan(run, *settings)
     run.create_overlay(sorted(chosen), None if wanted is None else sorted(wanted))
-    return _start(run, scheduler_for(run.newest_plan().scheduler))
 
 
 def _errors(run: RunDir) -> dict[int, set[str]]:

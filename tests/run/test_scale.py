@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from cli_driving import Cli, write_job
 from fake_slurm import FakeSlurm
 
-from launcher.rundir import publish
+from launcher.errors import PlanError
+from launcher.process import ProcessIds
+from launcher.rundir import RunDir, publish
+from launcher.turns import turn
 
 SITE = Path(__file__).parents[1] / "cluster" / "site.yaml"
 
@@ -78,3 +85,29 @@ def test_a_refused_submission_is_looked_for_no_more(cli: Cli, slurm: FakeSlurm) 
     job = write_job(cli.home, rows=[{"text": "a"}], resources={"partition": "gpu", "time": "10m"})
     assert cli.ask("submit", job).code == 6
     assert not list((cli.home / "run" / "jobs").iterdir())
+
+
+def test_submissions_at_the_same_time_start_one_job(cli: Cli, slurm: FakeSlurm) -> None:
+    job = write_job(cli.home, rows=[{"text": "a"}], resources={"partition": "gpu", "time": "10m"})
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda _: cli.ask("submit", job).data, range(4)))
+    assert sorted(data["how"] for data in found) == ["attached"] * 3 + ["submitted"]
+    assert {data["job"] for data in found} == {"1000"}
+    assert len(slurm.calls("sbatch")) == 1
+    assert not list((cli.home / "run" / "control").iterdir())
+
+
+def test_a_submission_that_was_killed_holds_up_no_other(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(cli, 2)
+    with subprocess.Popen(["sleep", "60"]) as held:
+        ids = dataclasses.asdict(ProcessIds.of(held.pid))
+        (run / "control" / "submitting.g1").write_text(json.dumps(ids))
+        monkeypatch.setattr("launcher.turns.PATIENCE_S", 0.3)
+        with pytest.raises(PlanError) as caught, turn(RunDir(run)):
+            pass
+        assert [p.code for p in caught.value.problems] == ["rundir.busy"]
+        assert str(run / "control" / "submitting.g1") in (caught.value.problems[0].hint or "")
+        held.kill()
+    assert cli.ask("scale", run, "--replicas", "3").data["how"] == "submitted"

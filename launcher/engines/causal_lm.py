@@ -135,17 +135,22 @@ class Model:
 
     def encode(self, request: Request) -> list[int]:
         """Token ids of the prompt."""
-        ids = self._tokenize(request) if request.tokens is None else list(request.tokens)
+        ids = self._tokenize(request) if request.tokens is None else self._given(request.tokens)
         if not ids:
             raise RowError("empty_prompt", "the prompt has no tokens")
-        if (size := self.module.config.get_text_config().vocab_size) <= max(ids):
-            # On a GPU it would not raise but end the process's use of the device.
-            message = f"token id {max(ids)} is outside the vocabulary of {size}"
-            raise RowError("bad_type", message)
         if self.limit is not None and len(ids) > self.limit - 1:
             message = f"the prompt has {len(ids)} tokens, the model takes {self.limit - 1}"
             raise RowError("prompt_too_long", message)
         return ids
+
+    def _given(self, tokens: Sequence[int]) -> list[int]:
+        """Ids that the row itself brings. Those of a tokenizer that does not fit are no row's."""
+        size = self.module.config.get_text_config().vocab_size
+        if tokens and max(tokens) >= size:
+            # On a GPU it would not raise but end the process's use of the device.
+            message = f"token id {max(tokens)} is outside the vocabulary of {size}"
+            raise RowError("bad_type", message)
+        return list(tokens)
 
     def _tokenize(self, request: Request) -> list[int]:
         text = request.text if request.text is not None else self._apply_template(request)

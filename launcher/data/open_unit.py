@@ -18,6 +18,7 @@ from launcher.rundir import RunDir, publish
 
 __all__ = ["OpenUnit"]
 
+_PIECE_BYTES = 1024**2
 # Of a file that another node removed, NFS says the latter.
 _GONE = {errno.ENOENT, errno.ESTALE}
 
@@ -148,9 +149,6 @@ def _lines(records: list[Record]) -> Iterator[bytes]:
                 yield b"".join(piece)
                 piece, size = [], 0
         yield b"".join(piece)
-
-
-_PIECE_BYTES = 1024**2
 
 
 def _logged(record: Record, logs: dict[Path, int], opened: contextlib.ExitStack) -> bytes:

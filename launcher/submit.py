@@ -119,27 +119,19 @@ def scale(run: RunDir, replicas: int) -> Submission:
 
 
 def _replan(run: RunDir, *settings: str) -> None:
-    """Write a plan like the newest one but for ``settings``.
+    """Write a plan like the newest one but for ``settings``, which make no other run."""
+    _write(dataclasses.replace(_prepared(run, *settings), run=run, identity=run.identity()))
 
-    Raises
-    ------
-    PlanError
-        ``rundir.other-run`` for settings that change more than how the work is done.
-    """
+
+def _prepared(run: RunDir, *settings: str) -> Prepared:
+    """What the job file of ``run`` comes to now, with ``settings`` besides those of its plan."""
     plan = run.newest_plan()
-    same, prepared = (
-        prepare(
-            run.path / "job.yaml",
-            site=str(run.path / "site.yaml"),
-            settings=(*plan.settings, *more),
-            origin=Path(plan.origin),
-        )
-        for more in ((), settings)
+    return prepare(
+        run.path / "job.yaml",
+        site=str(run.path / "site.yaml"),
+        settings=(*plan.settings, *settings),
+        origin=Path(plan.origin),
     )
-    # Not the run's identity: that of `submit --limit` is of fewer rows than the job file's.
-    if lines := differences(same.identity, prepared.identity):
-        raise PlanError(_other_run(run, lines))
-    _write(dataclasses.replace(prepared, run=run, identity=run.identity()))
 
 
 def _live_replicas(run: RunDir, scheduler: Scheduler) -> int:
@@ -206,6 +198,9 @@ def _begin_retry(run: RunDir, codes: Sequence[str], settings: Sequence[str]) -> 
         hint = "name one with --code, or change the job with --set"
         raise PlanError(Problem("retry.nothing", message, hint=hint))
     if settings:
+        # Not the run's identity: that of `submit --limit` is of fewer rows than the job file's.
+        if lines := differences(_prepared(run).identity, _prepared(run, *settings).identity):
+            raise PlanError(_other_run(run, lines))
         _replan(run, *settings)
     run.create_overlay(sorted(chosen), None if wanted is None else sorted(wanted))
 

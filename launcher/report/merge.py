@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,16 +92,17 @@ def _sink(form: Format, file: NewFile, errors: NewFile | None, reading: Reading)
     return _OpenAi(file, errors, reading)
 
 
-class _Lines:
+class _Lines(abc.ABC):
     """What the forms of one line a row share."""
 
     def __enter__(self) -> _Lines:  # noqa: PYI034 - as above
         return self
 
+    @abc.abstractmethod
     def write(self, found: Found) -> None:
-        raise NotImplementedError
+        """Take the next row."""
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:  # noqa: B027 - most forms end with nothing
         pass
 
 

@@ -104,6 +104,9 @@ class HpcLlmError(Exception):
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # else it would be made of its text
+        return type(self), (self.problems,)
+
 
 class SpecError(HpcLlmError):
     """A file the user wrote is missing or not well formed. Nothing was planned."""
@@ -161,3 +164,6 @@ class RowError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:  # of whatever class: that is all there is to it
+        return RowError, (self.code, self.message)

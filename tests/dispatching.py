@@ -19,6 +19,8 @@ from launcher.plan.types import RunIdentity, UnitGrid
 from launcher.rundir import RunDir
 from launcher.runner.breaker import Breaker
 from launcher.runner.dispatch import Dispatcher
+from launcher.runner.keeper import EngineKeeper
+from launcher.runner.preparing import InThread
 
 __all__ = [
     "LIMIT_S",
@@ -41,12 +43,13 @@ class ToldEngine:
     """Answers with what ``tell`` does; counts how many requests it holds at once."""
 
     tell: Callable[[str], Awaitable[str]]
+    window: int = 8
     held: int = 0
     most: int = 0
     asked: list[str] = field(default_factory=list)
 
     async def start(self) -> Capabilities:
-        return Capabilities(max_in_flight=8, chat_template=False)
+        return Capabilities(max_in_flight=self.window, chat_template=False)
 
     async def generate(self, request: Request) -> Completion:
         assert request.text is not None
@@ -94,6 +97,19 @@ class Scene:
         rows = [row for unit in sorted(self.published()) for row in self.part(unit)]
         return [row["response"]["text"] for row in rows]
 
+    async def work(
+        self, engine: ToldEngine, window: int, unit: OpenUnit, *, restarts: int = 0
+    ) -> bool:
+        """Start ``engine`` and answer all units, beginning with ``unit``."""
+        engine.window = window
+        keeper = EngineKeeper("told", lambda: engine, restarts=restarts)
+        await keeper.start()
+        rows = InThread(self.dispatcher.identity)
+        try:
+            return await self.dispatcher.work(keeper, rows, unit)
+        finally:
+            rows.close()
+
     def claim(self) -> OpenUnit:
         unit = self.dispatcher.claim()
         assert unit is not None
@@ -137,7 +153,7 @@ def scene_of(folder: Path, identity: RunIdentity, worker: str = "worker") -> Sce
 def work(found: Scene, engine: ToldEngine, window: int = 8) -> bool:
     async def limited() -> bool:
         unit = found.claim()
-        return await asyncio.wait_for(found.dispatcher.work(engine, window, unit), LIMIT_S)
+        return await asyncio.wait_for(found.work(engine, window, unit), LIMIT_S)
 
     return asyncio.run(limited())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from run_making import json_lines, make_identity, make_run
 
-from launcher.data.records import encode, error_row, ok_row
+from launcher.data.records import encode, error_row, head_of, ok_row
 from launcher.data.rows import Row, UnitReader
 from launcher.engines.base import Completion
 from launcher.errors import RowError
@@ -37,13 +37,13 @@ def answer(row: Row, text: str | None = None, *, keep: Any = "none") -> dict[str
     """The output row of a row that was answered with its own text; of ``"bad"`` an error."""
     fields = row.fields or {}
     given = str(fields.get("text", "")) if text is None else text
-    id_ = fields.get("id", fields.get("custom_id"))
+    head = head_of(row, keep)._replace(id=fields.get("id", fields.get("custom_id")))
     if text is None and given == "bad":
-        return error_row(row, id_, RowError("engine_error", "no luck"), plan="0001", keep=keep)
+        return error_row(head, RowError("engine_error", "no luck"), plan="0001")
     completion = Completion(
         text=given, finish_reason="stop", prompt_tokens=2, completion_tokens=len(given.split())
     )
-    return ok_row(row, id_, completion, plan="0001", keep=keep)
+    return ok_row(head, completion, plan="0001")
 
 
 def fresh_run(

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from launcher.data.prompts import asks_for_completion
+from launcher.data.prompts import asks_for_completion, row_id
 from launcher.data.rows import Row
 from launcher.errors import RowError
 
-__all__ = ["RETRYABLE", "Answer", "encode", "error_row", "ok_row", "to_openai"]
+__all__ = [
+    "RETRYABLE",
+    "Answer",
+    "RowHead",
+    "encode",
+    "error_row",
+    "head_of",
+    "ok_row",
+    "to_openai",
+]
 
 # Another try may well succeed; what is wrong with the row itself stays wrong.
 RETRYABLE = frozenset({"cancelled", "engine_crash", "engine_error", "timeout"})
@@ -48,36 +57,56 @@ class Answer(Protocol):
     def completion_tokens(self) -> int: ...
 
 
-def ok_row(
-    row: Row,
-    prompt_id: str | None,
-    answer: Answer,
-    *,
-    plan: str,
-    keep: tuple[str, ...] | Literal["all", "none"] = "none",
-) -> dict[str, Any]:
+class RowHead(NamedTuple):
+    """What an output row repeats of its input row.
+
+    Attributes
+    ----------
+    id
+        The user's own id, None where the row has none.
+    bare
+        Whether it is an OpenAI line that asks for a bare completion.
+    kept
+        The fields to repeat under ``input``, None for no such key.
+    """
+
+    file: int
+    offset: int
+    id: str | None = None
+    bare: bool = False
+    kept: Mapping[str, Any] | None = None
+
+
+def head_of(row: Row, keep: tuple[str, ...] | Literal["all", "none"] = "none") -> RowHead:
+    """What is repeated of ``row``; ``keep`` names fields, and those that it lacks are left out."""
+    if row.fields is None:
+        return RowHead(row.file, row.offset)
+    kept: Mapping[str, Any] | None = None
+    if keep == "all":
+        kept = row.fields
+    elif keep != "none":
+        kept = {name: row.fields[name] for name in keep if name in row.fields}
+    return RowHead(row.file, row.offset, row_id(row), asks_for_completion(row.fields), kept)
+
+
+def ok_row(head: RowHead, answer: Answer, *, plan: str) -> dict[str, Any]:
     """The output row of an answered input row.
 
     Parameters
     ----------
-    prompt_id
-        The user's own id, None where the row has none.
     plan
         Number of the plan it was answered under, as in ``plans/NNNN.json``.
-    keep
-        Which of the row's fields are repeated under ``input``; names it lacks are left out.
 
     Notes
     -----
     The answer to an OpenAI line that asks for a bare completion says so by ``object``, as nothing
     else in an output row tells it from a chat.
     """
-    bare = row.fields is not None and asks_for_completion(row.fields)
     return {
-        "id": prompt_id,
-        "row": [row.file, row.offset],
+        "id": head.id,
+        "row": [head.file, head.offset],
         "status": "ok",
-        "response": {"text": answer.text, **({"object": _COMPLETION} if bare else {})},
+        "response": {"text": answer.text, **({"object": _COMPLETION} if head.bare else {})},
         "usage": {
             "prompt_tokens": answer.prompt_tokens,
             "completion_tokens": answer.completion_tokens,
@@ -85,25 +114,18 @@ def ok_row(
         },
         "finish_reason": answer.finish_reason,
         "plan": plan,
-        **_kept(row, keep),
+        **({} if head.kept is None else {"input": head.kept}),
     }
 
 
-def error_row(
-    row: Row,
-    prompt_id: str | None,
-    error: RowError,
-    *,
-    plan: str,
-    keep: tuple[str, ...] | Literal["all", "none"] = "none",
-) -> dict[str, Any]:
+def error_row(head: RowHead, error: RowError, *, plan: str) -> dict[str, Any]:
     """The output row of an input row that could not be answered; parameters as in `ok_row`.
 
     ``retryable`` tells whether the same row may succeed another time.
     """
     return {
-        "id": prompt_id,
-        "row": [row.file, row.offset],
+        "id": head.id,
+        "row": [head.file, head.offset],
         "status": "error",
         "error": {
             "code": error.code,
@@ -111,7 +133,7 @@ def error_row(
             "retryable": error.code in RETRYABLE,
         },
         "plan": plan,
-        **_kept(row, keep),
+        **({} if head.kept is None else {"input": head.kept}),
     }
 
 
@@ -188,11 +210,3 @@ def _refusal(record: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     kind = "server_error" if status >= _SERVER_ERROR else "invalid_request_error"
     what = {"message": error["message"], "type": kind, "param": None, "code": error["code"]}
     return status, {"error": what}
-
-
-def _kept(row: Row, keep: tuple[str, ...] | Literal["all", "none"]) -> dict[str, Any]:
-    if keep == "none" or row.fields is None:
-        return {}
-    if keep == "all":
-        return {"input": row.fields}
-    return {"input": {name: row.fields[name] for name in keep if name in row.fields}}

@@ -75,17 +75,25 @@ class Capabilities:
         Whether it can turn ``messages`` into a prompt.
     max_seq_len
         Prompt and new tokens together, or None where there is no limit.
+    queues
+        Whether it takes more than ``max_in_flight``, lets the rest wait, and says so in its
+        figures (``running``, ``queued``).
+    kv_tokens
+        Tokens that its KV cache holds, where it tells.
     """
 
     max_in_flight: int
     chat_template: bool
     max_seq_len: int | None = None
+    queues: bool = False
+    kv_tokens: int | None = None
 
 
 class Engine(Protocol):
     """One replica of a model.
 
-    `generate` may be called up to ``capabilities.max_in_flight`` times at once. It raises
+    `generate` may be called up to ``capabilities.max_in_flight`` times at once, and more often if
+    it ``queues``. It raises
     `launcher.errors.RowError` when this one row cannot be answered, and
     `launcher.errors.RunError` when the engine is dead: nothing more will come from it.
     """

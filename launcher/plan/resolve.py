@@ -417,7 +417,7 @@ def _plan(
     restart = r.site.scheduler.restart
     attempts = r.job.limits.attempts or _ATTEMPTS[restart]
     r.from_job("limits.attempts", attempts)
-    for key in ("warn_before", "max_bad_fraction"):
+    for key in ("warn_before", "max_bad_fraction", "engine_restarts"):
         r.from_job(f"limits.{key}", getattr(r.job.limits, key))
     gpus = r.site.partitions[name].gpus
     directives = (
@@ -441,6 +441,8 @@ def _plan(
         warn_before_s=int(r.job.limits.warn_before),
         attempts=attempts,
         max_bad_fraction=r.job.limits.max_bad_fraction,
+        order=r.job.input.order,
+        engine_restarts=r.job.limits.engine_restarts,
         spare_nodes=_has_spare_nodes(r.site.partitions[name], layout),
         origin=r.facts.origin,
         settings=r.facts.settings,

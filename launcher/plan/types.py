@@ -287,6 +287,8 @@ class Plan:
     warn_before_s: int
     attempts: int
     max_bad_fraction: float
+    order: Literal["auto", "input", "random"] = "auto"
+    engine_restarts: int = 8
     spare_nodes: bool = True
     origin: str = "/"
     settings: tuple[str, ...] = ()

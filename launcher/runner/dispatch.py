@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from launcher.data.leases import Leases
 from launcher.data.open_unit import OpenUnit
 from launcher.data.passes import Pass, open_pass
-from launcher.data.prompts import PromptBuilder, row_id
-from launcher.data.records import encode, error_row, ok_row
-from launcher.data.rows import Row, UnitReader
+from launcher.data.records import RowHead, encode, error_row, ok_row
 from launcher.data.tally import PartCounts
 from launcher.data.wal import Record
-from launcher.engines.base import Engine, Request
-from launcher.errors import RowError
+from launcher.engines.base import Completion
+from launcher.errors import Problem, RowError, RunError
 from launcher.plan.types import RunIdentity
 from launcher.rundir import RunDir
 from launcher.runner.breaker import Breaker
+from launcher.runner.inflight import InFlight
+from launcher.runner.keeper import EngineKeeper
+from launcher.runner.preparing import Rows
+from launcher.runner.progress import Latencies, Progress
+from launcher.runner.quarantine import Quarantine
+from launcher.runner.ready import Lengths, Order, Prepared, Ready, Waiting
 
 __all__ = ["Dispatcher", "Totals"]
 
@@ -36,10 +38,14 @@ POLL_S = 1.0
 # A kill loses what was finished in the last FLUSH_S, the death of a node that of SYNC_S.
 FLUSH_S = 0.5
 SYNC_S = 5.0
+# How often the engine's own figures are looked at.
+LOOK_S = 1.0
 # Complete units that wait for a slow disk keep their rows in memory.
 _MOST_PUBLISHING = 4
-_READ_ROWS = 64
-_READ_BYTES = 256 * 1024
+_READY_BYTES = 64 * 1024**2
+# Asked once more, at the end of its unit: what an engine failed on may have been its neighbours.
+_MOST_TRIES = 2
+_TRIED_AGAIN = frozenset({"engine_error"})
 
 
 @dataclass
@@ -52,16 +58,6 @@ class Totals:
     completion_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class _Answering:
-    """What a row needs to be answered."""
-
-    engine: Engine
-    reader: UnitReader
-    builder: PromptBuilder
-    slots: asyncio.Semaphore
-
-
 @dataclass
 class Dispatcher:
     """Answers every unit that this worker can claim.
@@ -70,6 +66,8 @@ class Dispatcher:
     ----------
     published
         Called with the counts of each part that this worker published.
+    replicas
+        How many share the run, as far as the plan knows.
     phase
         ``starting`` until there is an engine, then ``running``, then perhaps ``leaving``.
     """
@@ -80,27 +78,37 @@ class Dispatcher:
     leases: Leases
     published: Callable[[PartCounts], None]
     breaker: Breaker
+    order: Order = "auto"
+    replicas: int = 1
     totals: Totals = field(default_factory=Totals)
+    latencies: Latencies = field(default_factory=Latencies)
     phase: Literal["starting", "running", "leaving"] = "starting"
     _pass: Pass | None = None
     _left: set[int] = field(default_factory=set)
     _untried: Iterator[int] = field(default_factory=lambda: iter(()))
+    _untried_left: int = 0
     _open: dict[int, OpenUnit] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _answering: set[asyncio.Task[None]] = field(default_factory=set)
     _publishing: set[asyncio.Task[None]] = field(default_factory=set)
+    _quarantine: Quarantine = field(default_factory=Quarantine)
+    _mending: asyncio.Task[None] | None = None
     _failure: asyncio.Future[None] | None = None
+    _failed: bool = False
 
     def leave(self) -> None:
         """Hand over no more rows; what is in flight may still end."""
+        if self.phase == "running":
+            self._room.set()
         self.phase = "leaving"
 
-    async def work(self, engine: Engine, window: int, first: OpenUnit) -> bool:
+    async def work(self, keeper: EngineKeeper, rows: Rows, first: OpenUnit) -> bool:
         """Answer units, beginning with the already claimed ``first``, until none is left.
 
         Parameters
         ----------
-        window
-            Rows handed to the engine at once.
+        keeper
+            Of an engine that was started.
 
         Returns
         -------
@@ -110,32 +118,41 @@ class Dispatcher:
         Raises
         ------
         RunError
-            The engine died, or all rows fail. What is finished is kept.
+            The engine died for good, or all rows fail. What is finished is kept.
         OSError
             A file of the run could not be written.
         """
+        loop = asyncio.get_running_loop()
+        self._keeper, self._rows = keeper, rows
+        self._flight = InFlight(keeper.capabilities)
+        self._lengths = Lengths()
+        self._ready = Ready(self.order, self._lengths, _READY_BYTES)
+        self._room = asyncio.Event()
+        self._unit_rows = 0
+        self._claimed = 0
+        self._clock = loop.time
+        self._progress = Progress(self._clock())
+        self._suspects: list[Waiting] = []
+        self._rows_at_start = self.totals.rows
+        self._failure = loop.create_future()
         self.phase = "leaving" if self._leaving else "running"
-        self._failure = asyncio.get_running_loop().create_future()
-        builder = PromptBuilder(self.identity.prompt, self.identity.sampling)
-        reader = UnitReader(self.identity.inputs, self.identity.grid)
-        answering = _Answering(engine, reader, builder, asyncio.Semaphore(window))
-        keeping = asyncio.create_task(self._keep_finished())
-        keeping.add_done_callback(self._ended)
+        watching = [asyncio.create_task(w) for w in (self._keep_finished(), self._look())]
+        for task in watching:
+            task.add_done_callback(self._ended)
         unit: OpenUnit | None = first
         try:
             while unit is not None and not self._leaving:
-                await self._feed(unit, answering)
+                await self._feed(unit)
                 unit = await self._next()
                 if unit is None:
                     await self._drain()
                     unit = await self._next()  # the end of one pass may open another
         finally:
-            for task in (keeping, *self._tasks):
+            for task in (*watching, *self._tasks, *self._answering):
                 task.cancel()
             if self._failure.done():
                 self._failure.exception()  # looked at, whatever else ended the work
             self._let_go()
-            reader.close()
         return not self._left or self._is_done()
 
     def claim(self) -> OpenUnit | None:
@@ -146,6 +163,7 @@ class Dispatcher:
         """
         for _ in range(2):
             for unit in self._untried:
+                self._untried_left -= 1
                 # Before too: the listing may lag, and each claim of what is out leaves a lease.
                 part = self.run.part_path(unit, self.leases.overlay)
                 generation = None if part.exists() else self.leases.claim(unit)
@@ -165,6 +183,7 @@ class Dispatcher:
         self.leases.overlay = self._pass.overlay
         left = self._left - self._open.keys()
         self._untried = (unit for unit in self._pass.units if unit in left)
+        self._untried_left = len(left)
         return False
 
     async def _next(self) -> OpenUnit | None:
@@ -182,77 +201,182 @@ class Dispatcher:
     def _leaving(self) -> bool:
         return self.phase == "leaving"
 
-    async def _feed(self, unit: OpenUnit, answering: _Answering) -> None:
-        """Hand the rows of ``unit`` to the engine, as fast as it takes them."""
+    async def _feed(self, unit: OpenUnit) -> None:
+        """Let the rows of ``unit`` wait for the engine, no more of them than are worth it."""
         self._open[unit.unit] = unit
+        self._claimed += 1
         while len(self._publishing) >= _MOST_PUBLISHING:
             first = asyncio.wait(self._publishing, return_when=asyncio.FIRST_COMPLETED)
             await self._unless_failed(first)
         assert self._pass is not None  # noqa: S101 - the unit was claimed in it
         wanted = await asyncio.to_thread(self._pass.wanted, unit.unit)
-        rows = answering.reader.read(unit.unit)
-        while batch := await self._unless_failed(asyncio.to_thread(_some, rows)):
-            for row in batch:
-                key = (row.file, row.offset)
-                if wanted is not None and key not in wanted:
-                    continue
-                index = unit.add(key)
-                if index is None:
-                    self.totals.rows += 1  # an earlier owner's, and in this worker's part
-                else:
-                    await self._slot(answering.slots)
-                    if self._leaving:
-                        return
-                    self._start(self._answer(unit, index, row, answering))
+        self._unit_rows = 0
+        while batch := await self._unless_failed(self._rows.some(unit.unit)):
+            for prepared in batch:
+                if wanted is None or prepared.head[:2] in wanted:
+                    self._take_in(prepared, unit)
+            self._pump()
+            await self._room_for_more()
+            if self._leaving:
+                return
         unit.all_read = True
         self._publish_if_complete(unit)
 
-    async def _slot(self, slots: asyncio.Semaphore) -> None:
-        if slots.locked():
-            await self._unless_failed(slots.acquire())
+    def _take_in(self, prepared: Prepared, unit: OpenUnit) -> None:
+        self._unit_rows += 1
+        index = unit.add(prepared.head[:2])
+        if index is None:
+            self.totals.rows += 1  # an earlier owner's, and in this worker's part
+            return
+        request = prepared.request
+        tokens = prepared.size + (request.sampling.max_tokens if request else 0)
+        waiting = Waiting(prepared, unit, index, self._claimed, tokens)
+        if not self._ready and self._may(tokens):
+            self._submit(waiting)
         else:
-            await slots.acquire()
+            self._ready.push(waiting)
 
-    async def _answer(self, unit: OpenUnit, index: int, row: Row, answering: _Answering) -> None:
-        self.totals.in_flight += 1
-        try:
-            record = await self._record(row, answering)
-        finally:
-            self.totals.in_flight -= 1
-            answering.slots.release()
-        self.totals.rows += 1
-        unit.finish(index, record)
-        self._publish_if_complete(unit)
+    async def _room_for_more(self) -> None:
+        while self._ready.full(self._worth_holding()) and not self._leaving:
+            self._room.clear()
+            await self._unless_failed(self._room.wait())
 
-    async def _record(self, row: Row, answering: _Answering) -> Record:
-        prompt_id = row_id(row)
-        plan, keep = self.plan_number, self.identity.keep
-        asked = False
+    def _worth_holding(self) -> int:
+        """How many rows may wait here: so many that long ones can be told from short ones.
+
+        Towards the end, what waits here keeps others idle.
+        """
+        others = self._untried_left * max(1, self._unit_rows) // (2 * self.replicas)
+        return max(1, self._flight.bound // 8, min(self._flight.bound, others))
+
+    def _pump(self) -> None:
+        """Give the engine what it can take."""
+        if self._quarantine and not self._halted:
+            if not self._flight.rows:
+                for waiting in self._quarantine.pop():
+                    self._submit(waiting)
+            return
+        while self._ready and self._may(self._ready.peek().tokens):
+            self._submit(self._ready.pop())
+        self._room.set()
+
+    def _may(self, tokens: int) -> bool:
+        return not (self._halted or self._quarantine) and self._flight.may(tokens)
+
+    @property
+    def _halted(self) -> bool:
+        return self._failed or self._mending is not None or self.phase == "leaving"
+
+    def _submit(self, waiting: Waiting) -> None:
+        self._flight.take(waiting.tokens)
+        self._start(self._answer(waiting), self._answering)
+
+    async def _answer(self, waiting: Waiting) -> None:
+        prepared = waiting.prepared
         try:
-            prompt = answering.builder.build(row)
-            request = Request(
-                id=f"{row.file}:{row.offset}",
-                sampling=prompt.sampling,
-                text=prompt.text,
-                messages=prompt.messages,
-                tokens=prompt.tokens,
-            )
-            asked = True
-            completion = await answering.engine.generate(request)
+            if prepared.request is None:
+                assert prepared.error is not None  # noqa: S101 - a row without a request has one
+                self._take_error(waiting, prepared.error)
+                return
+            begun_s = self._clock()
+            completion = await self._keeper.engine.generate(prepared.request)
+            self._take_answer(waiting, completion, self._clock() - begun_s)
         except RowError as exc:
-            self._judge(exc, asked=asked)
-            line = encode(error_row(row, prompt_id, exc, plan=plan, keep=keep))
-            return Record((row.file, row.offset), False, 0, 0, line)
+            self._take_error(waiting, exc)
+        except RunError as exc:
+            self._mend(exc, waiting)
+        except asyncio.CancelledError:
+            if self._mending is None:
+                raise
+            self._suspects.append(waiting)
+        except Exception as exc:  # noqa: BLE001 - `work` raises it; `_pump` is to know before
+            self._fail(exc)
+        finally:
+            self._flight.give(waiting.tokens)
+            self._pump()
+
+    def _take_answer(self, waiting: Waiting, completion: Completion, took_s: float) -> None:
+        prepared = waiting.prepared
+        assert prepared.request is not None  # noqa: S101 - it was answered
         self._judge(None, asked=True)
+        self.latencies.note(took_s)
         tokens = completion.prompt_tokens, completion.completion_tokens
+        self._lengths.note(prepared.size, prepared.request.sampling.max_tokens, tokens[1])
         self.totals.prompt_tokens += tokens[0]
         self.totals.completion_tokens += tokens[1]
-        line = encode(ok_row(row, prompt_id, completion, plan=plan, keep=keep))
-        return Record((row.file, row.offset), True, *tokens, line)
+        line = encode(ok_row(prepared.head, completion, plan=self.plan_number))
+        self._finish(waiting, Record(prepared.head[:2], True, *tokens, line))
+
+    def _take_error(self, waiting: Waiting, error: RowError) -> None:
+        waiting.tries += 1
+        if error.code in _TRIED_AGAIN and waiting.tries < _MOST_TRIES:
+            self._ready.push(waiting)
+            return
+        self._judge(error, asked=waiting.prepared.request is not None)
+        head = waiting.prepared.head
+        line = encode(error_row(head, error, plan=self.plan_number))
+        self._finish(waiting, Record(head[:2], False, 0, 0, line))
+
+    def _finish(self, waiting: Waiting, record: Record) -> None:
+        self.totals.rows += 1
+        waiting.unit.finish(waiting.index, record)
+        self._publish_if_complete(waiting.unit)
+
+    # --- when the engine dies -----------------------------------------------------------------
+
+    def _mend(self, died: RunError, *suspects: Waiting) -> None:
+        """Have another engine started, unless one is; then try ``suspects`` apart."""
+        if not self._keeper.mends(died):
+            self._fail(died)
+            return
+        self._suspects += suspects
+        if self._mending is None:
+            self._mending = self._start(self._mended(died))
+
+    async def _mended(self, died: RunError) -> None:
+        progress = self.totals.rows > self._rows_at_start
+        await self._keeper.close()
+        for task in self._answering:  # those that wait for it still
+            task.cancel()
+        if self._answering:
+            await asyncio.wait(tuple(self._answering))
+        if self._leaving:
+            return
+        await self._keeper.replace(died, progress=progress)
+        for waiting in self._quarantine.add(self._suspects):
+            message = f"the engine died twice while it had this row alone: {died.problems[0].message}"
+            self._take_error(waiting, RowError("engine_crash", message))
+        self._suspects = []
+        self._rows_at_start = self.totals.rows
+        self._flight = InFlight(self._keeper.capabilities)
+        self._progress = Progress(self._clock())
+        self._mending = None
+        self._pump()
+
+    async def _look(self) -> None:
+        """Look at the engine every so often: how much it can take, and whether it gets on."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self._mending is not None:
+                continue
+            stats = self._keeper.engine.stats()
+            if self._ready:
+                self._flight.adapt(stats)
+                self._pump()
+            if not self._flight.rows:
+                self._progress.idle(self._clock())
+            elif (gap_s := self._progress.stalled_s(self.totals.rows, stats, self._clock())) is not None:
+                message = f"the engine has shown no sign of life for {gap_s:.0f} s"
+                self._mend(RunError(Problem("engine.died", message)))
+
+    # --- rows that are finished ---------------------------------------------------------------
 
     def _judge(self, error: RowError | None, *, asked: bool) -> None:
         if not self.leases.overlay:  # rows that were errors once may well all be so again
-            self.breaker.note(error, asked=asked)
+            try:
+                self.breaker.note(error, asked=asked)
+            except RunError as exc:
+                self._fail(exc)
 
     def _publish_if_complete(self, unit: OpenUnit) -> None:
         if unit.complete:
@@ -268,11 +392,11 @@ class Dispatcher:
 
     async def _keep_finished(self) -> None:
         """Write what is finished to the logs, every so often."""
-        synced_s = time.monotonic()
+        synced_s = self._clock()
         while True:
             await asyncio.sleep(FLUSH_S)
-            sync = time.monotonic() - synced_s >= SYNC_S
-            synced_s = time.monotonic() if sync else synced_s
+            sync = self._clock() - synced_s >= SYNC_S
+            synced_s = self._clock() if sync else synced_s
             await asyncio.to_thread(_flush, list(self._open.values()), sync=sync)
 
     def _let_go(self) -> None:
@@ -284,20 +408,28 @@ class Dispatcher:
 
     async def _drain(self) -> None:
         """Wait for what is in flight, for as long as the caller lets it."""
-        while self._tasks:
-            await self._unless_failed(asyncio.wait(tuple(self._tasks)))
+        while tasks := (*self._tasks, *self._answering):
+            await self._unless_failed(asyncio.wait(tasks))
         await self._unless_failed(asyncio.sleep(0))  # the last row's failure counts too
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(
+        self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]] | None = None
+    ) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
+        (self._tasks if group is None else group).add(task)
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._answering.discard(task)
         failure = None if task.cancelled() else task.exception()
-        if failure is not None and self._failure is not None and not self._failure.done():
+        if failure is not None:
+            self._fail(failure)
+
+    def _fail(self, failure: BaseException) -> None:
+        self._failed = True
+        if self._failure is not None and not self._failure.done():
             self._failure.set_exception(failure)
 
     async def _unless_failed(self, waiting: Awaitable[T]) -> T:
@@ -315,13 +447,3 @@ class Dispatcher:
 def _flush(units: Iterable[OpenUnit], *, sync: bool) -> None:
     for unit in units:
         unit.flush(sync=sync)
-
-
-def _some(rows: Iterator[Row]) -> list[Row]:
-    """The next rows: few enough that others get their turn in between."""
-    found: list[Row] = []
-    for row in islice(rows, _READ_ROWS):
-        found.append(row)
-        if row.offset - found[0].offset > _READ_BYTES:
-            break
-    return found

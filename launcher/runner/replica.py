@@ -25,6 +25,8 @@ from launcher.plan.types import Plan, RunIdentity
 from launcher.rundir import RunDir, publish
 from launcher.runner.breaker import Breaker
 from launcher.runner.dispatch import POLL_S, Dispatcher
+from launcher.runner.keeper import EngineKeeper
+from launcher.runner.preparing import InThread, Rows
 from launcher.telemetry.metrics import Beat, WorkerLog, read_parts
 
 __all__ = ["ReplicaTask", "engine_setup", "run_replica"]
@@ -104,6 +106,8 @@ async def _work(task: ReplicaTask, identity: RunIdentity, plan: Plan, leases: Le
         leases=leases,
         published=lambda counts: log.part(asdict(counts)),
         breaker=Breaker(tolerated=plan.max_bad_fraction),
+        order=plan.order,
+        replicas=plan.layout.replicas,
     )
     try:
         with _beats(task, dispatcher, log):
@@ -172,18 +176,27 @@ async def _answer(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher) -> bool
     first = await _first_unit(task.run, dispatcher)
     if first is None:  # before anything heavy is imported
         return _nothing_to_claim(task, dispatcher.identity)
-    engine = create(plan.engine, engine_setup(task, plan, 0))
-    started = time.monotonic()
+    # Before the engine's libraries are imported: what prepares rows starts at the same time.
+    rows = _rows(task, plan, dispatcher.identity)
+    keeper = EngineKeeper(
+        plan.engine,
+        lambda: create(plan.engine, engine_setup(task, plan, 0)),
+        restarts=plan.engine_restarts if plan.step.tasks == 1 else 0,
+        say=task.say,
+    )
     try:
-        window = (await engine.start()).max_in_flight
-        took = time.monotonic() - started
-        task.say(f"engine {plan.engine} is ready after {took:.1f} s, window {window}")
-        done = await dispatcher.work(engine, window, first)
+        await keeper.start()
+        done = await dispatcher.work(keeper, rows, first)
         if done:
             _finish(task.run)
         return done
     finally:
-        await engine.close()
+        rows.close()
+        await keeper.close()
+
+
+def _rows(task: ReplicaTask, plan: Plan, identity: RunIdentity) -> Rows:
+    return InThread(identity)
 
 
 def _finish(run: RunDir) -> None:

@@ -47,6 +47,9 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     newlines
         Whether fields of CSV files may hold line breaks. ``false`` promises that they do not:
         then a large file can be entered anywhere.
+    order
+        Which rows go first: ``auto`` those with the longest answers, as far as that is learned;
+        ``input`` as they come; ``random``. It changes no answer, nor the order of the output.
     """
 
     path: Text | list[Text]
@@ -54,6 +57,7 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     messages: list[Message] | None = None
     chat: bool = True
     newlines: bool = True
+    order: Literal["auto", "input", "random"] = "auto"
 
 
 class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,9 +155,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     attempts
         How often one job may be restarted: 20 times where it requeues itself. Where the site's
         jobs are a chain, the length of the chain, 4.
+    engine_restarts
+        How often an engine that dies is started again inside its job, where it is one process.
     """
 
     max_bad_fraction: Fraction = 0.01
+    engine_restarts: NonNegative = 8
     warn_before: Seconds = Seconds(300)
     attempts: Positive | None = None
 

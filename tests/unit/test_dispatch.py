@@ -57,7 +57,7 @@ def test_a_straggler_holds_back_its_own_unit_alone(tmp_path: Path) -> None:
 
     async def watched() -> bool:
         unit = found.claim()
-        working = asyncio.ensure_future(found.dispatcher.work(ToldEngine(straggling), 2, unit))
+        working = asyncio.ensure_future(found.work(ToldEngine(straggling), 2, unit))
         await until(lambda: found.published() == {1, 2, 3, 4, 5})
         assert not working.done()
         released.set()
@@ -180,7 +180,7 @@ def test_leaving_hands_over_no_more_and_publishes_what_ends(tmp_path: Path) -> N
 
     async def left() -> bool:
         unit = found.claim()
-        working = asyncio.ensure_future(found.dispatcher.work(engine, 6, unit))
+        working = asyncio.ensure_future(found.work(engine, 6, unit))
         await until(lambda: engine.held == 6)
         found.dispatcher.leave()
         released.set()
@@ -206,7 +206,7 @@ def test_leaving_while_waiting_for_others_does_not_wait_on(tmp_path: Path) -> No
 
     async def left() -> bool:
         unit = found.claim()
-        working = asyncio.ensure_future(found.dispatcher.work(ToldEngine(at_once), 8, unit))
+        working = asyncio.ensure_future(found.work(ToldEngine(at_once), 8, unit))
         await until(lambda: found.published() == {0})
         found.dispatcher.leave()
         return await asyncio.wait_for(working, LIMIT_S)

@@ -9,18 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.data.records import encode, error_row, ok_row, to_openai
+from launcher.data.records import encode, error_row, head_of, ok_row, to_openai
 from launcher.data.rows import Row
 from launcher.engines.base import Completion
 from launcher.errors import RowError
 
 ROW = Row(file=2, offset=40, fields={"id": 7, "text": "hi", "label": None})
+HEAD = head_of(ROW)
 UNREAD = Row(file=0, offset=0, error=RowError("invalid_json", "not JSON"))
 ANSWER = Completion(text="yes", finish_reason="stop", prompt_tokens=5, completion_tokens=2)
 
 
 def failed(code: str) -> dict[str, Any]:
-    return error_row(ROW, "r1", RowError(code, "why"), plan="0001")
+    return error_row(HEAD, RowError(code, "why"), plan="0001")
 
 
 def real(text: str) -> str:
@@ -37,7 +38,7 @@ any_json = st.recursive(
 
 
 def test_an_answered_row_says_what_came_and_from_where() -> None:
-    assert ok_row(ROW, "7", ANSWER, plan="0001") == {
+    assert ok_row(HEAD, ANSWER, plan="0001") == {
         "id": "7",
         "row": [2, 40],
         "status": "ok",
@@ -50,7 +51,7 @@ def test_an_answered_row_says_what_came_and_from_where() -> None:
 
 def test_an_error_row_says_why() -> None:
     error = RowError("missing_field", "the row has no field 'a'")
-    assert error_row(ROW, None, error, plan="0002") == {
+    assert error_row(HEAD._replace(id=None), error, plan="0002") == {
         "id": None,
         "row": [2, 40],
         "status": "error",
@@ -80,14 +81,14 @@ def test_what_the_row_is_not_to_blame_for_is_retryable(code: str) -> None:
 def test_kept_fields_are_repeated(
     keep: tuple[str, ...] | Literal["all"], expected: dict[str, Any]
 ) -> None:
-    assert ok_row(ROW, "7", ANSWER, plan="0001", keep=keep)["input"] == expected
-    error = RowError("timeout", "")
-    assert error_row(ROW, "7", error, plan="0001", keep=keep)["input"] == expected
+    head = head_of(ROW, keep)
+    assert ok_row(head, ANSWER, plan="0001")["input"] == expected
+    assert error_row(head, RowError("timeout", ""), plan="0001")["input"] == expected
 
 
 def test_a_row_that_could_not_be_read_has_no_input_to_keep() -> None:
     assert UNREAD.error is not None
-    assert "input" not in error_row(UNREAD, None, UNREAD.error, plan="0001", keep="all")
+    assert "input" not in error_row(head_of(UNREAD, "all"), UNREAD.error, plan="0001")
 
 
 @given(record=st.dictionaries(any_text, any_json, max_size=4))
@@ -106,10 +107,10 @@ def test_lone_surrogates_are_escaped() -> None:
 
 
 def test_an_answer_has_the_shape_of_an_openai_batch_line() -> None:
-    record = ok_row(ROW, "r1", ANSWER, plan="0001")
+    record = ok_row(HEAD, ANSWER, plan="0001")
     assert to_openai(record, model="m", created_s=9) == {
         "id": "batch_req_2_40",
-        "custom_id": "r1",
+        "custom_id": "7",
         "response": {
             "status_code": 200,
             "request_id": "req_2_40",
@@ -149,7 +150,7 @@ def test_an_answer_has_the_shape_of_an_openai_batch_line() -> None:
 def test_an_error_is_an_http_one(code: str, status: int, kind: str) -> None:
     assert to_openai(failed(code), model="m") == {
         "id": "batch_req_2_40",
-        "custom_id": "r1",
+        "custom_id": "7",
         "response": {
             "status_code": status,
             "request_id": "req_2_40",
@@ -160,12 +161,12 @@ def test_an_error_is_an_http_one(code: str, status: int, kind: str) -> None:
 
 
 def test_a_row_without_an_id_is_called_by_its_place() -> None:
-    assert to_openai(ok_row(ROW, None, ANSWER, plan="1"), model="m")["custom_id"] == "2:40"
-    assert to_openai(ok_row(ROW, "", ANSWER, plan="1"), model="m")["custom_id"] == ""
+    assert to_openai(ok_row(HEAD._replace(id=None), ANSWER, plan="1"), model="m")["custom_id"] == "2:40"
+    assert to_openai(ok_row(HEAD._replace(id=""), ANSWER, plan="1"), model="m")["custom_id"] == ""
 
 
 def test_a_bare_completion_has_the_shape_of_its_own_endpoint() -> None:
-    line = to_openai(ok_row(ROW, "r2", ANSWER, plan="1"), model="m", created_s=9, chat=False)
+    line = to_openai(ok_row(HEAD._replace(id="r2"), ANSWER, plan="1"), model="m", created_s=9, chat=False)
     assert line["response"]["body"] == {
         "id": "cmpl-2-40",
         "object": "text_completion",
@@ -195,4 +196,4 @@ def test_an_answer_says_where_its_openai_line_asked_for_a_completion(
     fields: dict[str, Any], response: dict[str, Any]
 ) -> None:
     row = Row(file=0, offset=0, fields=fields)
-    assert ok_row(row, "c", ANSWER, plan="0001")["response"] == response
+    assert ok_row(head_of(row), ANSWER, plan="0001")["response"] == response

@@ -74,6 +74,8 @@ START_S = 75.0
 
 # What an engine may take to end.
 CLOSE_S = 15.0
+# How much longer than the turn before a turn from nothing may take.
+NEXT = 1.2
 # Fewer seconds are not worth a start.
 LEAST_S = 15.0
 LOG_TAIL = 4000
@@ -100,9 +102,8 @@ class Bench:
             ids = self.args.prompts == "ids"
             model = self.folder / self.args.model
             make_model(model, self.args.model, tokenizer=not ids)
-            options |= {"load_format": "dummy"}
-            if ids:
-                options["skip_tokenizer_init"] = True
+            if self.args.engine == "vllm":
+                options |= {"load_format": "dummy"} | ({"skip_tokenizer_init": True} if ids else {})
         else:
             model = Path(self.args.model).expanduser().resolve()
         return model, options | json.loads(self.args.options)
@@ -330,7 +331,7 @@ def part_script(bench: Bench, limit_s: float) -> dict[str, Any]:
             run = bench.script(rows, until - began)
             series = run.pop("samples")
             turns.append(measured(kind, run, series, bench, DONE))
-        longest_s = max(longest_s, time.time() - began)
+        longest_s = NEXT * (time.time() - began)
     return {**compared(turns, "script"), "left_out": left_out}
 
 
@@ -368,7 +369,7 @@ def part_run_batch(bench: Bench, limit_s: float) -> dict[str, Any]:
         if "ready_at" in turn and "output_at" in turn:
             turn["gpus"] = bench.gpus.between(turn["ready_at"], turn["output_at"])
         turns.append(answering(turn))
-        longest_s = max(longest_s, time.time() - began)
+        longest_s = NEXT * (time.time() - began)
     whole = compared(turns, "script", "run-batch", by="whole_tokens_per_s")
     result = compared(turns, "script", "run-batch", by="answering_tokens_per_s")
     sums = [[t["kind"], t["failed"], t["prompt_tokens"], t["new_tokens"]] for t in turns]

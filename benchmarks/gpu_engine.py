@@ -74,7 +74,7 @@ class Counted:
     def rate(self) -> float:
         """The most tokens a second between two beats, by the engine's count."""
         pairs = itertools.pairwise(self.samples)
-        return max((b[4] - a[4]) / (b[0] - a[0]) for a, b in pairs if b[0] > a[0])
+        return max(((b[4] - a[4]) / (b[0] - a[0]) for a, b in pairs if b[0] > a[0]), default=0.0)
 
     async def beat(self, every_s: float) -> None:
         while True:

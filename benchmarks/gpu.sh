@@ -7,13 +7,15 @@
 #
 # PYTHON is one with vllm, torch, transformers, pytest and what hpc-llm needs (default python3);
 # SmolLM2 lies in the model cache (`hpc-llm models prepare smollm2-135m`, HPC_LLM_MODEL_CACHE).
-# Logs and results go to OUT (default: the working directory).
+# Logs and results go to OUT (default: the working directory). Two measurements at once, one a GPU:
+# each with its own CUDA_VISIBLE_DEVICES, OUT and VLLM_CACHE_ROOT.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
 export OUT=${OUT:-$PWD} PYTHONUNBUFFERED=1
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+mkdir -p "$OUT"
 # Seconds for each of the two.
 limit=${LIMIT_S:-570}
 

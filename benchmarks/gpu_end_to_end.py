@@ -6,13 +6,17 @@ Parts, each in processes of its own, under its own limit, and written down as so
   driven directly, and all of hpc-llm but the script. For each of ``--cuts``.
 - ``script``: each turn from nothing: the API in a process of its own, and a rendered script.
 - ``offline``: vLLM's `LLM.generate` on the same file.
+- ``run-batch``: `vllm run-batch` and a rendered script on the same chat rows, both from nothing
+  (ABBA). It needs ``--prompts text``. Rates are those from the ready engine to the whole output.
 - ``replicas``: two replicas on two GPUs against one, by script.
 - ``start``: seconds from the script's start to the engine's import, and from the ready engine
   to the first row, with the engine and, several times, without any (echo).
 
 Rates are new tokens a second between the beats after the first and before the last tenth of the
-rows. GPUs are looked at twice a second by nvidia-smi. The model has random weights (`1b`, `8b`:
-Llama shapes, prompts of 64 to 255 token ids, 64 to 192 new tokens) or is a checkpoint's directory.
+rows. GPUs are looked at twice a second by nvidia-smi, those in CUDA_VISIBLE_DEVICES alone: two of
+these can measure at once, each on its GPU, with its own OUT and VLLM_CACHE_ROOT. The model has
+random weights (`1b`, `8b`: Llama shapes, prompts of 64 to 255 token ids, 64 to 192 new tokens) or
+is a checkpoint's directory.
 
     python benchmarks/gpu_end_to_end.py [--parts same,script,…] [--seconds 30] [--blocks 3] …
 """
@@ -21,10 +25,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
-import platform
-import random
 import re
 import shutil
 import statistics
@@ -34,7 +37,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,45 +44,38 @@ ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "benchmarks"
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu_batch import run_batch  # noqa: E402
+from benchmarks.gpu_given import (  # noqa: E402
+    MEAN_TOKENS,
+    SHAPES,
+    environment,
+    machine,
+    machine_slots,
+    make_model,
+    write_rows,
+)
 from benchmarks.gpu_told import lines_of  # noqa: E402
 from benchmarks.gpu_watch import (  # noqa: E402
     DONE,
     GENERATED,
     GpuWatch,
     Sample,
-    gpu_lines,
+    gpus_seen,
     note_beats,
     read_marks,
     session,
     steady,
+    tail,
 )
 
-VOCABULARY = 32000
-SHAPES: Mapping[str, Mapping[str, int]] = {
-    "1b": {
-        "hidden_size": 2048,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "intermediate_size": 8192,
-        "vocab_size": VOCABULARY,
-    },
-    "8b": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 14336,
-        "vocab_size": 128256,
-    },
-}
-MEAN_TOKENS, SPREAD = 128, 64
 READY = re.compile(r"is ready after ([\d.]+) s, window (\d+)")
 # What a run's script and a direct turn take beside the seconds that are measured.
 START_S = 75.0
 
+# What an engine may take to end.
+CLOSE_S = 15.0
+# How much longer than the turn before a turn from nothing may take.
+NEXT = 1.2
 # Fewer seconds are not worth a start.
 LEAST_S = 15.0
 LOG_TAIL = 4000
@@ -94,7 +89,7 @@ class Bench:
         self.gpus = GpuWatch()
         self.model, self.options = self._model()
         self.rows = folder / "rows.jsonl"
-        write_rows(self.rows, args.max_rows, text=args.prompts == "text")
+        write_rows(self.rows, args.max_rows, args.prompts)
         self.rate: float | None = args.rate
         self._runs = 0
 
@@ -104,24 +99,11 @@ class Bench:
             # Turns repeat the same rows: nothing may be left of the turn before.
             options = {"enable_prefix_caching": False, "max_model_len": 2048}
         if self.args.model in SHAPES:
+            ids = self.args.prompts == "ids"
             model = self.folder / self.args.model
-            model.mkdir()
-            config = {
-                "architectures": ["LlamaForCausalLM"],
-                "model_type": "llama",
-                "dtype": "bfloat16",
-                "hidden_act": "silu",
-                "max_position_embeddings": 8192,
-                "rms_norm_eps": 1e-05,
-                "tie_word_embeddings": False,
-                **SHAPES[self.args.model],
-            }
-            options |= {"load_format": "dummy"}
-            if self.args.prompts == "ids":
-                options["skip_tokenizer_init"] = True
-            else:
-                config["vocab_size"] = take_tokenizer(model)
-            (model / "config.json").write_text(json.dumps(config))
+            make_model(model, self.args.model, tokenizer=not ids)
+            if self.args.engine == "vllm":
+                options |= {"load_format": "dummy"} | ({"skip_tokenizer_init": True} if ids else {})
         else:
             model = Path(self.args.model).expanduser().resolve()
         return model, options | json.loads(self.args.options)
@@ -136,7 +118,7 @@ class Bench:
             "--turns": turns,
             "--folder": self.folder / f"turns-{self._next()}",
             "--warm-rows": self.args.warm_rows,
-            "--limit-s": max(10.0, limit_s - 20),
+            "--limit-s": max(10.0, limit_s - CLOSE_S),
             **{f"--{key}": value for key, value in more.items()},
         }
         words = [str(word) for pair in given.items() for word in pair]
@@ -167,13 +149,14 @@ class Bench:
         limit_s: float,
         *,
         engine: str | None = None,
-        tp: int = 1,
-        pp: int = 1,
         replicas: int = 1,
+        source: Path | None = None,
     ) -> dict[str, Any]:
-        """One run through a rendered script."""
+        """One run through a rendered script; ``source`` are chat rows in place of the others."""
         folder = self.folder / f"script-{self._next()}"
-        run = self._render(folder, rows, engine or self.args.engine, tp, pp, replicas)
+        folder.mkdir()
+        first_rows(source or self.rows, folder / "in.jsonl", rows)
+        run = self._render(folder, engine or self.args.engine, replicas, chat=source is not None)
         marks = folder / "marks"
         environ = environment(HERE / "gpu_marks") | {"GPU_MARKS": str(marks)}
         series: dict[str, list[Sample]] = {}
@@ -195,22 +178,21 @@ class Bench:
         ready = READY.findall(logs)
         found["ready_s"] = [float(seconds) for seconds, _ in ready]
         found["window"] = int(ready[0][1]) if ready else None
-        found["new_tokens"] = sum(
-            json.loads(line)["completion_tokens"]
-            for path in run.glob("metrics/*.jsonl")
-            for line in path.open()
-        )
+        logged = [path.read_text().splitlines() for path in run.glob("metrics/*.jsonl")]
+        parts = [json.loads(line) for lines in logged for line in lines]
+        found["failed"] = rows - sum(part["ok"] for part in parts)
+        found["prompt_tokens"] = sum(part["prompt_tokens"] for part in parts)
+        found["new_tokens"] = sum(part["completion_tokens"] for part in parts)
         found["marks"] = read_marks(marks, run)
+        if "ready" in found["marks"]:
+            found["ready_at"] = started + found["marks"]["ready"]
+        written = [path.stat().st_mtime for path in run.glob("parts/*")]
+        if code == 0 and written:
+            found["output_at"] = max(written)
         found["samples"] = list(series.values())
         return found
 
-    def _render(
-        self, folder: Path, rows: int, engine: str, tp: int, pp: int, replicas: int
-    ) -> Path:
-        folder.mkdir()
-        with self.rows.open() as source, (folder / "in.jsonl").open("w") as target:
-            for _, line in zip(range(rows), source, strict=False):
-                target.write(line)
+    def _render(self, folder: Path, engine: str, replicas: int, *, chat: bool) -> Path:
         site = {
             "schema": 1,
             "name": "this-machine",
@@ -222,9 +204,8 @@ class Bench:
             "name": "bench",
             "engine": engine,
             "model": str(self.model),
-            "input": {"path": "in.jsonl", "chat": False},
+            "input": {"path": "in.jsonl", "chat": chat},
             "sampling": {"max_tokens": MEAN_TOKENS},  # each row has its own
-            "parallelism": {"tp": tp, "pp": pp},
             "replicas": replicas,
             "output": {"path": "run"},
             "engine_options": self.options if engine == self.args.engine else {},
@@ -241,6 +222,11 @@ class Bench:
             raise RuntimeError(done.stderr)
         return folder / "run"
 
+    def batch(self, rows: Path, limit_s: float) -> dict[str, Any]:
+        """`vllm run-batch` on ``rows``."""
+        output = self.folder / f"batch-{self._next()}.jsonl"
+        return run_batch(self.model, self.options, rows, output, environment(), limit_s)
+
     def wanted_rows(self, replicas: int = 1) -> int:
         """Rows for ``--seconds`` of one turn."""
         rate = self.rate or 35000.0
@@ -253,46 +239,9 @@ class Bench:
         return self._runs
 
 
-def write_rows(path: Path, count: int, *, text: bool) -> None:
-    """OpenAI batch lines whose prompts are 64 to 255 token ids, or as many words."""
-    draw = random.Random(0)
-    words = ["time", "people", "way", "water", "work", "part", "place", "year", "group", "case"]
-    with path.open("w") as file:
-        for number in range(count):
-            size = draw.randint(64, 255)
-            ids = [draw.randrange(10, VOCABULARY) for _ in range(size)]
-            prompt = " ".join(words[i % len(words)] for i in ids) if text else ids
-            # Rows of one length would end in waves.
-            most = draw.randint(MEAN_TOKENS - SPREAD, MEAN_TOKENS + SPREAD)
-            body = {"model": "bench", "prompt": prompt, "max_tokens": most}
-            line = {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/completions"}
-            file.write(json.dumps(line | {"body": body}) + "\n")
-
-
-def take_tokenizer(target: Path) -> int:
-    """Copy SmolLM2's tokenizer; how many tokens it has."""
-    home = os.environ.get("HPC_LLM_MODEL_CACHE", "~/.cache/hpc-llm/models")
-    source = Path(home).expanduser() / "smollm2-135m"
-    for path in (*source.glob("tokenizer*"), *source.glob("chat_template*")):
-        shutil.copy(path, target)
-    return int(json.loads((source / "config.json").read_bytes())["vocab_size"])
-
-
-def environment(*before: Path) -> dict[str, str]:
-    places = [*map(str, before), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    own = {
-        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # without compiled kernels it would build them
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    return {**own, **os.environ, "PYTHONPATH": ":".join(places)}
-
-
-def machine_slots() -> dict[str, Any]:
-    count = len(gpu_lines("--list-gpus"))
-    if not count:
-        return {"slots": 2}
-    return {"gpus": {"model": "this", "per_node": count, "topology": "all-to-all"}}
+def first_rows(source: Path, target: Path, count: int) -> None:
+    with source.open() as lines, target.open("w") as out:
+        out.writelines(itertools.islice(lines, count))
 
 
 # --- the parts ------------------------------------------------------------------------------
@@ -313,14 +262,26 @@ def measured(
     if middle is not None:
         found |= middle
         found["gpus"] = bench.gpus.between(middle["from"], middle["to"])
+    if "output_at" in turn and "ready_at" in turn:
+        last = tail(series, turn["rows"], turn["ready_at"], turn["output_at"])
+        if last is not None:
+            found["tail"] = last | {"gpus": bench.gpus.between(last["from"], last["to"])}
     return found
+
+
+def answering(turn: dict[str, Any]) -> dict[str, Any]:
+    """New tokens a second from the ready engine until the whole output was written."""
+    if "output_at" not in turn or "ready_at" not in turn:
+        return turn
+    took_s = turn["output_at"] - turn["ready_at"]
+    return turn | {"answering_s": took_s, "answering_tokens_per_s": turn["new_tokens"] / took_s}
 
 
 def part_same(bench: Bench, limit_s: float) -> dict[str, Any]:
     """ABBA in one process, for each cut."""
     args = bench.args
     cuts = args.cuts.split(",")
-    turns = ",".join(["direct,runner,runner,direct"] * args.blocks)
+    turns = ",".join([args.turns] * args.blocks)
     found: dict[str, Any] = {}
     for cut in cuts:
         tp, pp = map(int, cut.split("x"))
@@ -335,11 +296,13 @@ def part_same(bench: Bench, limit_s: float) -> dict[str, Any]:
     return found
 
 
-def compared(turns: list[dict[str, Any]], ours: str, base: str = "direct") -> dict[str, Any]:
+def compared(
+    turns: list[dict[str, Any]], ours: str, base: str = "direct", by: str = "tokens_per_s"
+) -> dict[str, Any]:
     """Median and range of either kind, and the ratio of the medians."""
     found: dict[str, Any] = {"turns": turns}
     for kind in dict.fromkeys(turn["kind"] for turn in turns):
-        rates = [t["tokens_per_s"] for t in turns if t["kind"] == kind and "tokens_per_s" in t]
+        rates = [t[by] for t in turns if t["kind"] == kind and by in t]
         if rates:
             found[kind] = {
                 "median": statistics.median(rates),
@@ -368,7 +331,7 @@ def part_script(bench: Bench, limit_s: float) -> dict[str, Any]:
             run = bench.script(rows, until - began)
             series = run.pop("samples")
             turns.append(measured(kind, run, series, bench, DONE))
-        longest_s = max(longest_s, time.time() - began)
+        longest_s = NEXT * (time.time() - began)
     return {**compared(turns, "script"), "left_out": left_out}
 
 
@@ -384,9 +347,43 @@ def part_offline(bench: Bench, limit_s: float) -> dict[str, Any]:
     return {"turns": turns, "notes": [entry for entry in said if "failed" in entry]}
 
 
+def part_run_batch(bench: Bench, limit_s: float) -> dict[str, Any]:
+    """ABBA from nothing, on the same chat rows."""
+    args = bench.args
+    if args.engine != "vllm" or args.prompts != "text":
+        return {"left_out": "only vLLM has it, and it needs --prompts text"}
+    until, rows = time.time() + limit_s, bench.wanted_rows()
+    source = bench.folder / "chat.jsonl"
+    write_rows(source, rows, "chat")
+    turns, left_out, longest_s = [], 0, START_S + args.seconds
+    for kind in ["run-batch", "script", "script", "run-batch"] * args.script_blocks:
+        began = time.time()
+        if began + longest_s > until:
+            left_out += 1
+            continue
+        if kind == "script":
+            run = bench.script(rows, until - began, source=source)
+        else:
+            run = bench.batch(source, until - began)
+        turn = measured(kind, run, run.pop("samples", []), bench, DONE)
+        if "ready_at" in turn and "output_at" in turn:
+            turn["gpus"] = bench.gpus.between(turn["ready_at"], turn["output_at"])
+        turns.append(answering(turn))
+        longest_s = NEXT * (time.time() - began)
+    whole = compared(turns, "script", "run-batch", by="whole_tokens_per_s")
+    result = compared(turns, "script", "run-batch", by="answering_tokens_per_s")
+    sums = [[t["kind"], t["failed"], t["prompt_tokens"], t["new_tokens"]] for t in turns]
+    return {
+        **result,
+        "whole": {key: value for key, value in whole.items() if key != "turns"},
+        "left_out": left_out,
+        "notes": [{"failed rows, prompt tokens and new tokens": sums}],
+    }
+
+
 def part_replicas(bench: Bench, limit_s: float) -> dict[str, Any]:
     """One replica, and two on twice the rows."""
-    if len(gpu_lines("--list-gpus")) == 1:
+    if len(gpus_seen()) == 1:
         return {"left_out": "there is one GPU"}
     until = time.time() + limit_s
     turns = []
@@ -412,27 +409,13 @@ PARTS: Mapping[str, Callable[[Bench, float], dict[str, Any]]] = {
     "same": part_same,
     "script": part_script,
     "offline": part_offline,
+    "run-batch": part_run_batch,
     "replicas": part_replicas,
     "start": part_start,
 }
 
 
 # --- what is said ---------------------------------------------------------------------------
-
-
-def machine() -> dict[str, Any]:
-    versions = {}
-    for name in ("vllm", "torch", "transformers"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    query = ["--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    return {
-        "gpus": gpu_lines(*query),
-        "cpus": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        **versions,
-    }
 
 
 def arguments() -> argparse.Namespace:
@@ -445,8 +428,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--options", default="{}", help="more engine_options, as JSON")
     parser.add_argument("--prompts", choices=["ids", "text"], default="ids")
     parser.add_argument("--cuts", default="1x1", help="tp x pp of `same`, such as 1x1,2x1,1x2")
-    parser.add_argument("--seconds", type=float, default=30.0, help="what a turn is to take")
-    parser.add_argument("--blocks", type=int, default=3, help="ABBA blocks of `same`")
+    parser.add_argument("--seconds", type=float, default=30.0, help="what a turn takes, at most")
+    parser.add_argument("--blocks", type=int, default=3, help="blocks of `same`")
+    parser.add_argument("--turns", default="direct,runner,runner,direct", help="a block of `same`")
     parser.add_argument("--script-blocks", type=int, default=1, help="blocks of the others")
     parser.add_argument("--max-rows", type=int, default=60_000)
     parser.add_argument("--warm-rows", type=int, default=2048)

@@ -38,6 +38,8 @@ from launcher.runner import replica  # noqa: E402
 from launcher.telemetry.metrics import WorkerLog  # noqa: E402
 
 STALL_EVERY_S = 0.01
+# Turns are cut to the fastest second of the warm-up, and take this much longer.
+SLACK = 1.1
 
 # Seconds since the epoch, rows, their prompt and new tokens, and new tokens by the engine's own
 # count, which has those of unfinished rows too.
@@ -72,7 +74,7 @@ class Counted:
     def rate(self) -> float:
         """The most tokens a second between two beats, by the engine's count."""
         pairs = itertools.pairwise(self.samples)
-        return max((b[4] - a[4]) / (b[0] - a[0]) for a, b in pairs if b[0] > a[0])
+        return max(((b[4] - a[4]) / (b[0] - a[0]) for a, b in pairs if b[0] > a[0]), default=0.0)
 
     async def beat(self, every_s: float) -> None:
         while True:
@@ -279,7 +281,7 @@ async def converse(args: argparse.Namespace) -> None:
 async def take_turns(args: argparse.Namespace, engine: Any, window: int) -> None:
     """A warm-up of each kind, then the turns, on as many rows as take ``--seconds``."""
     turns = args.turns.split(",")
-    until = time.time() + args.limit_s
+    until = args.started + args.limit_s
     ask = way_in(engine)
 
     async def one(turn: str, rows: Path, label: str) -> Counted:
@@ -296,11 +298,12 @@ async def take_turns(args: argparse.Namespace, engine: Any, window: int) -> None
     warm = [await one(turn, small, f"warm-{turn}") for turn in dict.fromkeys(turns)]
     rate = max(counted.rate() for counted in warm)
     mean = warm[0].new_tokens / warm[0].rows
-    count = args.count or max(window * 4, int(rate * args.seconds / mean))
+    seconds = min(args.seconds, (until - time.time()) / len(turns) / SLACK)
+    count = args.count or max(window * 4, int(rate * seconds / mean))
     rows = first_rows(args.rows, args.folder / "turns.jsonl", count)
-    say(warm_tokens_per_s=rate, mean_new_tokens=mean, rows=count)
+    say(warm_tokens_per_s=rate, mean_new_tokens=mean, rows=count, seconds=seconds)
     for number, turn in enumerate(turns):
-        if time.time() + args.seconds > until:
+        if time.time() + seconds > until:
             say(left_out=turns[number:])
             break
         await one(turn, rows, f"{turn}-{number}")
@@ -348,12 +351,13 @@ def main() -> None:
     )
     parser.add_argument("--turns", default="direct,runner,runner,direct", help="or offline")
     parser.add_argument("--folder", type=Path, required=True, help="for runs and rows")
-    parser.add_argument("--seconds", type=float, default=30.0, help="what a turn is to take")
+    parser.add_argument("--seconds", type=float, default=30.0, help="what a turn takes, at most")
     parser.add_argument("--count", type=int, help="rows of a turn, instead")
     parser.add_argument("--warm-rows", type=int, default=2048)
     parser.add_argument("--beat-s", type=float, default=1.0)
-    parser.add_argument("--limit-s", type=float, default=400.0, help="for all turns")
+    parser.add_argument("--limit-s", type=float, default=400.0, help="for the start and all turns")
     args = parser.parse_args()
+    args.started = time.time()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.turns == "offline":
         offline(args)

@@ -31,13 +31,16 @@ def lines_of(name: str, found: Mapping[str, Any]) -> Iterator[str]:
             yield from _turn(turn)
         if "ratio" in found:
             yield f"{name} ratio: {found['ratio']:.3f}"
+        if "whole" in found:
+            yield from _rates(f"{name} whole process", found["whole"])
+            yield f"{name} whole process ratio: {found['whole'].get('ratio', 0):.3f}"
         if found.get("left_out"):
             yield f"{name} left out: {found['left_out']}"
         yield from (f"{name}: {json.dumps(note)[:300]}" for note in found.get("notes", []))
 
 
 def _rates(name: str, found: Mapping[str, Any]) -> Iterator[str]:
-    for kind in ("direct", "runner", "script", "one", "two"):
+    for kind in ("direct", "runner", "run-batch", "script", "one", "two"):
         if kind in found:
             low, high = found[kind]["range"]
             yield (
@@ -59,3 +62,15 @@ def _turn(turn: Mapping[str, Any]) -> Iterator[str]:
     )
     if "first row" in turn.get("marks", {}):
         yield f"        {added_s(turn['marks'])}"
+    if "answering_s" in turn:
+        yield (
+            f"        {turn['answering_s']:.1f} s from ready to the whole output, "
+            f"{turn['answering_tokens_per_s']:,.0f} tokens/s"
+        )
+    if "tail" in turn:
+        last = turn["tail"]
+        busy = ", ".join(f"GPU {g['gpu']} {g['utilisation_mean']:.0f} %" for g in last["gpus"])
+        yield (
+            f"        tail: the last tenth of the rows took {last['seconds']:.1f} s, "
+            f"{last['share']:.0%} of the time from ready to the whole output; busy (mean): {busy}"
+        )

@@ -18,6 +18,7 @@ from typing import Any
 # Seconds since the epoch, rows, their prompt and new tokens, and, where the engine was asked, new
 # tokens by its own count, which has those of unfinished rows too.
 Sample = Sequence[float]
+Tail = dict[str, Any]
 DONE, GENERATED = 3, 4
 
 
@@ -55,14 +56,34 @@ def steady(series: Sequence[Sequence[Sample]], rows: int, column: int) -> dict[s
     }
 
 
+def tail(series: Sequence[Sequence[Sample]], rows: int, ready: float, end: float) -> Tail | None:
+    """The time from nine tenths of ``rows`` to ``end``, and its share of that from ``ready``."""
+    beats = sorted({sample[0] for samples in series for sample in samples})
+    since = next((t for t in beats if total_at(series, t, 1) >= 0.9 * rows), None)
+    if since is None or not ready < since < end:
+        return None
+    return {
+        "from": since,
+        "to": end,
+        "seconds": end - since,
+        "share": (end - since) / (end - ready),
+    }
+
+
 class GpuWatch:
-    """What nvidia-smi says of the GPUs, twice a second."""
+    """What nvidia-smi says of the GPUs that this process may use, twice a second."""
 
     FIELDS = "index,utilization.gpu,memory.used,memory.total,power.draw"
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, list[float]]] = []
-        query = [f"--query-gpu={self.FIELDS}", "--format=csv,noheader,nounits", "-lms", "500"]
+        query = [
+            f"--query-gpu={self.FIELDS}",
+            "--format=csv,noheader,nounits",
+            "-lms",
+            "500",
+            *only(),
+        ]
         self._process: subprocess.Popen[str] | None = None
         with contextlib.suppress(FileNotFoundError):
             self._process = subprocess.Popen(
@@ -153,9 +174,25 @@ def read_marks(path: Path, run: Path) -> dict[str, float]:
     return found
 
 
+def only() -> list[str]:
+    """Words for nvidia-smi, which knows nothing of CUDA_VISIBLE_DEVICES."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [] if visible is None else ["-i", visible]
+
+
+def gpus_seen() -> list[str]:
+    """The GPUs that this process may use, a line for each."""
+    return gpu_lines("--query-gpu=index,name", "--format=csv,noheader")
+
+
 def gpu_lines(*words: str) -> list[str]:
+    """What nvidia-smi says of the GPUs that this process may use."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return []
     try:
-        done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["nvidia-smi", *words, *only()], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return []
     return done.stdout.splitlines()

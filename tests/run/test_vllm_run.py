@@ -77,29 +77,40 @@ def test_a_preview_shows_token_ids(user: Cli) -> None:
     assert (done.code, "token ids 1 2" in done.out) == (0, True)
 
 
-@pytest.mark.parametrize("victim", ["runner", "core"])
-def test_whatever_is_killed_no_process_is_left_and_a_resume_goes_on(user: Cli, victim: str) -> None:
-    options = {"max_num_seqs": 1}
-    slow = {"latency_s": 0.5, "stubborn": True}
+def kill_one_of(user: Cli, mark: str) -> tuple[Path, list[str]]:
+    """Kill a process of a job that works: its run, and the texts of its rows."""
     rows = [{"text": f"row {n}"} for n in range(200)]
-    path = job(user, rows, how=slow, engine_options=options, parallelism={"tp": 2})
+    slow = {"latency_s": 0.5, "stubborn": True}
+    path = job(user, rows, how=slow, engine_options={"max_num_seqs": 1}, parallelism={"tp": 2})
     assert user("submit", path).code == 0
     run = user.home / "work/run"
-    poll(lambda: list(run.glob("parts/*")), "something is published")
+    poll(lambda: list(run.glob("wal/*.wal")), "something is answered")
     (entry,) = (json.loads(p.read_bytes()) for p in run.glob("jobs/*.submitted"))
     session = entry["process"]["pid"]
-    marks = {"runner": ("launcher.runner",), "core": ("core.py",)}
     (pid,) = (
         pid
         for pid, words in session_processes(session).items()
-        if any(word.endswith(marks[victim]) for word in words)
+        if any(word.endswith(mark) for word in words)
     )
     os.kill(pid, signal.SIGKILL)
     poll(lambda: not session_processes(session), "no process is left")
-    code = {"runner": "run.died", "core": "engine.died"}[victim]
-    assert problems(run) == [("died", code)]
+    return run, [row["text"] for row in rows]
+
+
+def test_a_runner_that_is_killed_leaves_no_process_and_a_resume_goes_on(user: Cli) -> None:
+    run, texts = kill_one_of(user, "launcher.runner")
+    assert problems(run) == [("died", "run.died")]
     assert user("resume", run, "--wait").code == 0
-    assert user.texts(run) == [row["text"] for row in rows]
+    assert user.texts(run) == texts
+
+
+def test_an_engine_that_is_killed_is_started_again_in_its_job(user: Cli) -> None:
+    run, texts = kill_one_of(user, "core.py")
+    assert (run / "DONE").exists()
+    assert problems(run) == []
+    assert user.texts(run) == texts
+    (log,) = run.glob("logs/*.s0.log")
+    assert log.read_text().count("it is started again") == 1
 
 
 @pytest.mark.parametrize(

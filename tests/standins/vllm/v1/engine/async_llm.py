@@ -62,7 +62,7 @@ class AsyncLLM:
         self._dead = False
         model = vllm_config.model_config
         # vllm/renderers/base.py, before anything is started
-        if not model.skip_tokenizer_init and not Path(model.model, "tokenizer.json").exists():
+        if not model.skip_tokenizer_init and not Path(model.model, "tokenizer.model").exists():
             raise OSError(f"Can't load tokenizer for '{model.model}'")
         self._core = self._start_core()
 

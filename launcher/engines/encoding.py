@@ -1,0 +1,77 @@
+"""Which engines' prompts can be made into tokens without the engine, and how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from launcher.engines.base import EngineSetup, Request
+from launcher.engines.prompting import encode, first_line
+from launcher.errors import Problem, RunError
+
+__all__ = ["encodes_apart", "load_encoder"]
+
+# With any of these vLLM's tokenizer may be another one (vllm/tokenizers/registry.py, 0.20 to 0.33).
+_OTHER_TOKENIZERS = frozenset(
+    {
+        "config_format",
+        "hf_config_path",
+        "revision",
+        "skip_tokenizer_init",
+        "tokenizer",
+        "tokenizer_mode",
+        "tokenizer_revision",
+        "trust_remote_code",
+    }
+)
+_OTHER_FILES = ("tekken.json", "tokenizer.model.v*")
+
+
+def encodes_apart(engine: str, setup: EngineSetup) -> bool:
+    """Whether the checkpoint's own tokenizer makes the very tokens that the engine would."""
+    path = Path(setup.model_path or "")
+    if engine not in _PLAIN or not (path / "tokenizer.json").is_file():
+        return False
+    return _PLAIN[engine](setup, path)
+
+
+def _vllm(setup: EngineSetup, path: Path) -> bool:
+    replaced = os.environ.get("VLLM_USE_FASTOKENS", "0") != "0"
+    other = any(next(path.glob(pattern), None) for pattern in _OTHER_FILES)
+    return not (replaced or other or _OTHER_TOKENIZERS & setup.options.keys())
+
+
+def _transformers(setup: EngineSetup, path: Path) -> bool:  # noqa: ARG001 - as `_vllm`
+    return True
+
+
+_PLAIN: Mapping[str, Callable[[EngineSetup, Path], bool]] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+}
+
+
+def load_encoder(setup: EngineSetup) -> Callable[[Request], list[int]]:
+    """What makes a request's text or turns into token ids; raises `RowError` as `encode`.
+
+    Raises
+    ------
+    RunError
+        ``engine.import`` without transformers, ``engine.model`` for a tokenizer that it cannot
+        read.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as exc:
+        message = f"transformers cannot be imported to tokenise prompts: {first_line(exc)}"
+        hint = "install transformers where the engine runs"
+        raise RunError(Problem("engine.import", message, hint=hint)) from exc
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(setup.model_path, local_files_only=True)
+    except Exception as exc:
+        message = f"cannot read the tokenizer of {setup.model_path}: {first_line(exc)}"
+        raise RunError(Problem("engine.model", message)) from exc
+    return partial(encode, tokenizer)

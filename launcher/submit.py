@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +26,9 @@ from launcher.rundir import SUBDIRECTORIES, RunDir, publish, replace
 from launcher.schedulers.base import JobRef, Scheduler
 from launcher.schedulers.refusals import cause_of
 from launcher.schedulers.registry import scheduler_for
-from launcher.telemetry.metrics import read_parts
+from launcher.telemetry.metrics import read_answer_p95_s, read_parts
 from launcher.turns import turn
+from launcher.units import parse_duration
 
 __all__ = [
     "Submission",
@@ -41,6 +43,8 @@ __all__ = [
 
 # What this version can start; the others can be planned and rendered.
 _STARTABLE = frozenset({"echo", "transformers", "vllm"})
+# Between the last answers and the end of a job: a part to write, an engine to close.
+_LEAVING_S = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +86,10 @@ def submit(prepared: Prepared) -> Submission:
 
 
 def resume(run: RunDir) -> Submission:
-    """Start the run's newest plan again, as it was rendered, unless a job of it is live.
+    """Start the run's newest plan again, unless a job of it is live.
+
+    It is started as it was rendered, but for a warning that comes too late: where answers were
+    seen to take longer than the job had to leave, a plan with an earlier one is written.
 
     Raises
     ------
@@ -92,7 +99,21 @@ def resume(run: RunDir) -> Submission:
     plan = run.newest_plan()
     scheduler = scheduler_for(plan.scheduler)
     with turn(run):
-        return _standing(run, scheduler) or _start(run, scheduler)
+        if found := _standing(run, scheduler):
+            return found
+        if wanted_s := _earlier_warning_s(run, plan):
+            _replan(run, f"limits.warn_before={wanted_s}s")
+        return _start(run, scheduler)
+
+
+def _earlier_warning_s(run: RunDir, plan: Plan) -> int | None:
+    """How long before the end of the job its workers have to know of it, if that is not so now."""
+    p95_s = read_answer_p95_s(run.path / "metrics")
+    time = dict(plan.directives).get("--time")
+    if p95_s is None or time is None:
+        return None
+    wanted_s = min(math.ceil(p95_s + _LEAVING_S), parse_duration(time) // 2)
+    return wanted_s if wanted_s > plan.warn_before_s else None
 
 
 def scale(run: RunDir, replicas: int) -> Submission:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from launcher.data.leases import Leases
 from launcher.data.open_unit import OpenUnit
 from launcher.data.passes import Pass, open_pass
-from launcher.data.records import RowHead, encode, error_row, ok_row
+from launcher.data.records import encode, error_row, ok_row
 from launcher.data.tally import PartCounts
 from launcher.data.wal import Record
 from launcher.engines.base import Completion
@@ -344,7 +344,9 @@ class Dispatcher:
             return
         await self._keeper.replace(died, progress=progress)
         for waiting in self._quarantine.add(self._suspects):
-            message = f"the engine died twice while it had this row alone: {died.problems[0].message}"
+            message = (
+                f"the engine died twice while it had this row alone: {died.problems[0].message}"
+            )
             self._take_error(waiting, RowError("engine_crash", message))
         self._suspects = []
         self._rows_at_start = self.totals.rows
@@ -365,7 +367,9 @@ class Dispatcher:
                 self._pump()
             if not self._flight.rows:
                 self._progress.idle(self._clock())
-            elif (gap_s := self._progress.stalled_s(self.totals.rows, stats, self._clock())) is not None:
+                continue
+            gap_s = self._progress.stalled_s(self.totals.rows, stats, self._clock())
+            if gap_s is not None:
                 message = f"the engine has shown no sign of life for {gap_s:.0f} s"
                 self._mend(RunError(Problem("engine.died", message)))
 

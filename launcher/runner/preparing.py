@@ -70,7 +70,7 @@ class InThread:
     async def some(self, unit: int) -> list[Prepared]:
         if unit != self._unit:
             self._unit, self._open = unit, self._batches.of(unit)
-        batch = await asyncio.to_thread(next, self._open, [])
+        batch: list[Prepared] = await asyncio.to_thread(next, self._open, [])
         if not batch:
             self._unit = None
         return batch
@@ -127,7 +127,13 @@ class _Worker:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "launcher.runner.preparer", str(theirs.fileno()), *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "launcher.runner.preparer",
+                    str(theirs.fileno()),
+                    *arguments,
+                ],
                 pass_fds=[theirs.fileno()],
                 env=environ,
             )
@@ -198,7 +204,9 @@ class _Preparing:
         return Prepared(head, request, size=_size(request))
 
 
-def serve(pipe: Connection, identity: RunIdentity, encode: Encoder, number: int, count: int) -> None:
+def serve(
+    pipe: Connection, identity: RunIdentity, encode: Encoder, number: int, count: int
+) -> None:
     """Be one of the processes of `InProcesses`, until the other end of ``pipe`` is closed."""
     with UnitReader(identity.inputs, identity.grid) as reader:
         preparing = _Preparing(identity, reader, encode)

@@ -23,7 +23,7 @@ class Progress:
         self._since_s = now_s
         self._seen: tuple[float, ...] | None = None
         self._longest_gap_s = 0.0
-        self._begun = False
+        self._signs = 0
 
     def stalled_s(self, rows: int, stats: Mapping[str, float], now_s: float) -> float | None:
         """Seconds without a sign of life, once they are too many.
@@ -38,12 +38,13 @@ class Progress:
         seen = rows, stats.get("iterations", 0.0), stats.get("generated_tokens", 0.0)
         gap_s = now_s - self._since_s
         if seen != self._seen:
-            if self._begun:
+            if self._signs > 1:  # the first is the look at an engine that was idle
                 self._longest_gap_s = max(self._longest_gap_s, gap_s)
-            self._begun = self._seen is not None
+            self._signs += 1
             self._seen, self._since_s = seen, now_s
             return None
-        limit_s = max(_LEAST_S, _LONGEST_GAPS * self._longest_gap_s) if self._begun else _WARM_UP_S
+        limit_s = max(_LEAST_S, _LONGEST_GAPS * self._longest_gap_s)
+        limit_s = limit_s if self._signs > 1 else _WARM_UP_S
         return gap_s if gap_s > limit_s else None
 
     def idle(self, now_s: float) -> None:

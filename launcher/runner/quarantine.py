@@ -16,7 +16,7 @@ _MOST_KILLED = 2
 
 @dataclass
 class Quarantine:
-    """Groups of suspects, to be given to the engine one after the other with nothing beside them."""
+    """Groups of suspects; the engine is to have one at a time, and nothing beside it."""
 
     _groups: deque[list[Waiting]] = field(default_factory=deque)
 

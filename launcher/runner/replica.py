@@ -116,7 +116,7 @@ async def _work(task: ReplicaTask, identity: RunIdentity, plan: Plan, leases: Le
         with _beats(task, dispatcher, log):
             return await _until_told_to_leave(task, plan, dispatcher)
     finally:
-        log.close()
+        log.close(answer_p95_s=dispatcher.latencies.p95_s())
 
 
 async def _first_unit(run: RunDir, dispatcher: Dispatcher) -> OpenUnit | None:
@@ -143,7 +143,11 @@ def _nothing_to_claim(task: ReplicaTask, identity: RunIdentity) -> bool:
 
 
 async def _until_told_to_leave(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher) -> bool:
-    """Answer until the end; on SIGUSR1 let what is in flight end, on SIGTERM or STOP do not."""
+    """Answer until the end; on SIGUSR1 let what is in flight end, on SIGTERM or STOP do not.
+
+    The warning may come long before the end of the job: rows go on being handed over for as long
+    as most of them can still be answered.
+    """
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(_answer(task, plan, dispatcher))
     least_s = math.inf
@@ -153,10 +157,15 @@ async def _until_told_to_leave(task: ReplicaTask, plan: Plan, dispatcher: Dispat
         if patience_s >= least_s:  # a launcher hands on what Slurm has told this process already
             return
         least_s = patience_s
-        task.say(f"leaving: what is in flight has {patience_s:.0f} s to end")
-        starting = dispatcher.phase == "starting"
-        dispatcher.leave()
-        loop.call_later(0.0 if starting else patience_s, work.cancel)
+        if dispatcher.phase == "starting":
+            patience_s = 0.0
+        more_s = max(0.0, patience_s - (dispatcher.latencies.p95_s() or patience_s))
+        task.say(f"leaving: rows are begun for {more_s:.0f} s, and end within {patience_s:.0f} s")
+        if more_s:
+            loop.call_later(more_s, dispatcher.leave)
+        else:
+            dispatcher.leave()
+        loop.call_later(patience_s, work.cancel)
 
     async def watch_stop() -> None:
         """A run can be cancelled from where no signal gets to this process."""

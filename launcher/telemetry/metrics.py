@@ -18,7 +18,7 @@ from typing import Any
 
 from launcher.rundir import replace
 
-__all__ = ["Beat", "WorkerLog", "read_beats", "read_parts"]
+__all__ = ["Beat", "WorkerLog", "read_answer_p95_s", "read_beats", "read_parts"]
 
 RATE_WINDOW_S = 60.0
 
@@ -73,7 +73,13 @@ class WorkerLog:
         }
         replace(self._now, json.dumps(entry).encode(), sync=False)
 
-    def close(self) -> None:
+    def close(self, *, answer_p95_s: float | None = None) -> None:
+        """End both files; what 95 % of the answers took at most is for who plans the next job."""
+        if answer_p95_s is not None:
+            with contextlib.suppress(OSError):  # a full disk, as above
+                self._parts.write(
+                    json.dumps({"answer_p95_s": round(answer_p95_s, 1)}).encode() + b"\n"
+                )
         self._parts.close()
         self._now.unlink(missing_ok=True)
 
@@ -83,9 +89,19 @@ def read_parts(directory: Path) -> Iterator[dict[str, Any]]:
 
     What is no line, such as a write that a full disk cut short, is passed over.
     """
+    return (entry for entry in _lines(directory) if "overlay" in entry)
+
+
+def read_answer_p95_s(directory: Path) -> float | None:
+    """What 95 % of the answers took at most, of the worker whose answers took longest."""
+    found = (entry.get("answer_p95_s") for entry in _lines(directory))
+    return max((float(p95_s) for p95_s in found if p95_s is not None), default=None)
+
+
+def _lines(directory: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(directory.glob("*.jsonl")):
         for line in path.read_bytes().split(b"\n")[:-1]:
-            if (entry := _object(line)) and "overlay" in entry:
+            if entry := _object(line):
                 yield {"worker": path.stem, **entry}
 
 

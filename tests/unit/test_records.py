@@ -161,12 +161,17 @@ def test_an_error_is_an_http_one(code: str, status: int, kind: str) -> None:
 
 
 def test_a_row_without_an_id_is_called_by_its_place() -> None:
-    assert to_openai(ok_row(HEAD._replace(id=None), ANSWER, plan="1"), model="m")["custom_id"] == "2:40"
+    assert (
+        to_openai(ok_row(HEAD._replace(id=None), ANSWER, plan="1"), model="m")["custom_id"]
+        == "2:40"
+    )
     assert to_openai(ok_row(HEAD._replace(id=""), ANSWER, plan="1"), model="m")["custom_id"] == ""
 
 
 def test_a_bare_completion_has_the_shape_of_its_own_endpoint() -> None:
-    line = to_openai(ok_row(HEAD._replace(id="r2"), ANSWER, plan="1"), model="m", created_s=9, chat=False)
+    line = to_openai(
+        ok_row(HEAD._replace(id="r2"), ANSWER, plan="1"), model="m", created_s=9, chat=False
+    )
     assert line["response"]["body"] == {
         "id": "cmpl-2-40",
         "object": "text_completion",

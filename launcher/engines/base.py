@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from launcher.plan.types import Cut, Sampling
 
-__all__ = ["Capabilities", "Completion", "Engine", "EngineSetup", "Request"]
+__all__ = ["Capabilities", "Completion", "Engine", "EngineSetup", "Request", "window"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,14 @@ class Capabilities:
     max_in_flight: int
     chat_template: bool
     max_seq_len: int | None = None
+
+
+def window(rows: int) -> int:
+    """``max_in_flight`` of an engine that runs ``rows`` at once, and another one when one ends.
+
+    A full step, and enough waiting to fill the next ones.
+    """
+    return rows + max(32, rows // 4)
 
 
 class Engine(Protocol):

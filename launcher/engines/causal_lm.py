@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
-from launcher.engines.sampler import RowSampler
+from launcher.engines.prompting import encode, first_line
+from launcher.engines.sampler import Draw, RowSampler
 from launcher.engines.team import Team, quiet_torch
 from launcher.errors import Problem, RowError, RunError
 
@@ -25,11 +26,11 @@ __all__ = [
     "Model",
     "Row",
     "TransformersOptions",
-    "first_line",
     "load",
     "quiet_libraries",
 ]
 
+_BATCHINGS = ("auto", "continuous", "cohorts")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _BATCH_ON_CPU = 8
 _BATCH_ON_GPU = 32
@@ -42,8 +43,15 @@ class TransformersOptions:
 
     Attributes
     ----------
+    batching
+        ``continuous``: rows enter and leave the batch at any step. ``cohorts``: a batch is
+        answered to its end before the next one begins. ``auto``: continuous on a GPU, if the
+        model is not cut and the installed transformers can; else cohorts.
     max_batch_size
-        Rows of one cohort; None is 8 on a CPU and 32 on a GPU.
+        Rows computed at once; None is 8 on a CPU, and on a GPU 256, of cohorts 32.
+    cache_memory
+        Share of the memory left beside the weights that the cache of continuous batching takes;
+        None is 0.7 on a GPU and 0.1 on a CPU.
     dtype
         ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
     device
@@ -53,7 +61,9 @@ class TransformersOptions:
         Passed to transformers: ``eager``, ``sdpa``, ``flash_attention_2`` …
     """
 
+    batching: str = "auto"
     max_batch_size: int | None = None
+    cache_memory: float | None = None
     dtype: str = "auto"
     device: str | None = None
     attn_implementation: str | None = None
@@ -61,6 +71,11 @@ class TransformersOptions:
     def __post_init__(self) -> None:
         if self.max_batch_size is not None and self.max_batch_size < 1:
             raise ValueError(f"option max_batch_size is {self.max_batch_size}, below 1")
+        if self.cache_memory is not None and not 0 < self.cache_memory < 1:
+            raise ValueError(f"option cache_memory is {self.cache_memory}, not between 0 and 1")
+        if self.batching not in _BATCHINGS:
+            known = ", ".join(_BATCHINGS)
+            raise ValueError(f"option batching is {self.batching!r}, not one of {known}")
         if self.dtype not in _DTYPES:
             raise ValueError(f"option dtype is {self.dtype!r}, not one of {', '.join(_DTYPES)}")
 
@@ -135,7 +150,8 @@ class Model:
 
     def encode(self, request: Request) -> list[int]:
         """Token ids of the prompt."""
-        ids = self._tokenize(request) if request.tokens is None else self._given(request.tokens)
+        tokens = request.tokens
+        ids = encode(self.tokenizer, request) if tokens is None else self._given(tokens)
         if not ids:
             raise RowError("empty_prompt", "the prompt has no tokens")
         if self.limit is not None and len(ids) > self.limit - 1:
@@ -151,27 +167,6 @@ class Model:
             message = f"token id {max(tokens)} is outside the vocabulary of {size}"
             raise RowError("bad_type", message)
         return list(tokens)
-
-    def _tokenize(self, request: Request) -> list[int]:
-        text = request.text if request.text is not None else self._apply_template(request)
-        try:
-            encoded = self.tokenizer(text, add_special_tokens=request.messages is None)
-        except Exception as exc:
-            raise RowError("engine_error", f"the tokenizer failed: {first_line(exc)}") from exc
-        ids: list[int] = encoded["input_ids"]
-        return ids
-
-    def _apply_template(self, request: Request) -> str:
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                [dict(message) for message in request.messages or ()],
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except Exception as exc:  # a template is a program: it can raise anything
-            message = f"the model's chat template failed: {first_line(exc)}"
-            raise RowError("template_error", message) from exc
-        return text
 
     def room(self, row: Row) -> int:
         """New tokens that the row may have."""
@@ -194,8 +189,8 @@ class Model:
             room=max(row.room for row in rows),
         )
         self.team.share(cohort)
-        sampler = RowSampler([row.request.sampling for row in rows], self.device)
-        self._run(cohort, [sampler], RowEnds(self, rows, count))
+        draws = [Draw.of(row.request.sampling, self.device) for row in rows]
+        self._run(cohort, [RowSampler(draws, self.device)], RowEnds(self, rows, count))
 
     def follow(self) -> None:
         """Be a later rank: do what the first one does in `generate`, until its `end`."""
@@ -234,8 +229,14 @@ class Model:
             stopping_criteria=StoppingCriteriaList([ends]),
         )
 
-    def completion(self, row: Row) -> Completion | None:
-        """The answer, if the row's newest token ends it."""
+    def extend(self, row: Row, token: int) -> None:
+        """Give the row its next token, and its answer if that ends it."""
+        row.tokens.append(token)
+        completion = self._completion(row)
+        if completion is not None:
+            row.finish(completion)
+
+    def _completion(self, row: Row) -> Completion | None:
         tokens = row.tokens
         if tokens[-1] in self.eos:
             return self._answer(row, self.decode(tokens[:-1]), "stop")
@@ -293,15 +294,9 @@ class RowEnds:
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             if not row.answer.done():
                 self._count(1)
-                self._extend(row, token)
+                self._model.extend(row, token)
         ended = torch.tensor([row.answer.done() for row in self._rows], device=input_ids.device)
         return self._model.team.agree(ended)
-
-    def _extend(self, row: Row, token: int) -> None:
-        row.tokens.append(token)
-        completion = self._model.completion(row)
-        if completion is not None:
-            row.finish(completion)
 
 
 class TokensAsTold:
@@ -419,9 +414,3 @@ def _placement(device: str, team: Team) -> dict[str, Any]:
 
 def _eos(ids: int | list[int] | None) -> frozenset[int]:
     return frozenset([ids] if isinstance(ids, int) else ids or ())
-
-
-def first_line(exc: BaseException) -> str:
-    """The exception in one line: its type and the first line of what it says."""
-    lines = str(exc).strip().splitlines()
-    return f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.plan.types import Sampling
 
-__all__ = ["GREEDY_BELOW", "RowSampler"]
+__all__ = ["GREEDY_BELOW", "Draw", "RowSampler"]
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by them overflows float32 (vLLM,
 ``vllm/v1/sample/sampler.py``, ``_SAMPLING_EPS``, draws the same line)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How one row's tokens are drawn, and the generator that its seed has started."""
+
+    sampling: Sampling
+    generator: Any
+
+    @classmethod
+    def of(cls, sampling: Sampling, device: Any) -> Draw | None:
+        """None for a greedy row. ``device`` is that of the logits."""
+        import torch
+
+        if sampling.temperature < GREEDY_BELOW:
+            return None
+        return cls(sampling, torch.Generator(device).manual_seed(sampling.seed % 2**63))
 
 
 class RowSampler:
@@ -23,8 +41,8 @@ class RowSampler:
 
     Parameters
     ----------
-    samplings
-        One per row of the batch, in order.
+    draws
+        One per row of the batch, in order; None for a greedy row.
     device
         The torch device that the logits are on.
 
@@ -36,19 +54,17 @@ class RowSampler:
     temperature, top-k, then top-p over what is left.
     """
 
-    def __init__(self, samplings: Sequence[Sampling], device: Any) -> None:
+    def __init__(self, draws: Sequence[Draw | None], device: Any) -> None:
         import torch
 
-        drawn = [(i, s) for i, s in enumerate(samplings) if s.temperature >= GREEDY_BELOW]
-        chosen = [sampling for _, sampling in drawn]
+        drawn = [(i, draw) for i, draw in enumerate(draws) if draw is not None]
+        chosen = [draw.sampling for _, draw in drawn]
 
         def column(values: list[float]) -> Any:
             return torch.tensor(values, device=device)[:, None]
 
         self._rows = torch.tensor([i for i, _ in drawn], device=device, dtype=torch.long)
-        self._generators = [
-            torch.Generator(device).manual_seed(sampling.seed % 2**63) for sampling in chosen
-        ]
+        self._generators = [draw.generator for _, draw in drawn]
         self._temperature = column([sampling.temperature for sampling in chosen])
         # Rounding takes a running sum of probabilities over 1, so "all" has to be infinite.
         self._top_k = column([sampling.top_k or float("inf") for sampling in chosen])

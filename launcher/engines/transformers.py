@@ -1,8 +1,10 @@
 """Hugging Face transformers as an engine: on one GPU or CPU, or cut over ranks, without a server.
 
-One worker thread owns the model. It answers in cohorts: whatever waits when the last cohort ends
-goes into one `generate` of transformers, each row with its own sampling, its own end, and its
-answer given the moment it ends. A row that comes later joins the next cohort.
+One worker thread owns the model. On a GPU it answers by transformers' continuous batching: a row
+enters the batch when there is room and leaves it when it ends. Elsewhere it answers in cohorts:
+whatever waits when the last cohort ends goes into one `generate` of transformers, and a row that
+comes later joins the next cohort. Either way each row has its own sampling, its own end, and its
+answer the moment it ends.
 
 Cut over ranks (by the model's own tensor-parallel plan), every rank makes the same calls: the first
 one tells the others each cohort and, at each step, the new tokens and which rows have ended.
@@ -21,13 +23,9 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
-from launcher.engines.causal_lm import (
-    Model,
-    Row,
-    TransformersOptions,
-    first_line,
-    load,
-)
+from launcher.engines.causal_lm import Model, Row, TransformersOptions, load
+from launcher.engines.continuous import Continuous, begin
+from launcher.engines.prompting import first_line
 from launcher.engines.registry import decode_options
 from launcher.errors import Problem, RowError, RunError
 
@@ -46,10 +44,11 @@ class TransformersEngine:
     Raises
     ------
     RunError
-        From the constructor ``engine.options``. From `start` ``engine.import`` when a library is
-        missing, ``engine.model`` when the checkpoint cannot be loaded, and ``run.rendezvous`` when
-        its ranks do not meet. From `generate` ``engine.died`` once the worker has failed
-        (out of memory, a broken kernel), and after `close`.
+        From the constructor ``engine.options``; from `start` too, when continuous batching was
+        asked for and cannot be. From `start` ``engine.import`` when a library is missing,
+        ``engine.model`` when the checkpoint cannot be loaded, and ``run.rendezvous`` when its
+        ranks do not meet. From `generate` ``engine.died`` once the worker has failed (out of
+        memory, a broken kernel), and after `close`.
     RowError
         From `generate`: ``template_error``, ``empty_prompt``, ``prompt_too_long``,
         ``cancelled``, and ``engine_error`` when the tokenizer refuses the text.
@@ -61,7 +60,7 @@ class TransformersEngine:
 
     def __init__(self, setup: EngineSetup) -> None:
         self._setup = setup
-        self._options = decode_options(TransformersOptions, setup.options, engine="transformers")
+        self._options = _options(setup)
         self._changed = threading.Condition()  # guards the four below
         self._queue: deque[Row] = deque()
         self._rows: set[Row] = set()  # every row not yet answered, queued or running
@@ -130,6 +129,7 @@ class TransformersEngine:
     def _work(self, started: Future[Capabilities]) -> None:
         try:
             model = load(self._setup, self._options)
+            batch = begin(model, self._options)
         except Exception as exc:  # noqa: BLE001 - handed to `start`, which raises it
             with suppress(InvalidStateError):  # as below
                 started.set_exception(exc)
@@ -138,10 +138,12 @@ class TransformersEngine:
             if not self._closing:
                 self._gone = None
         with suppress(InvalidStateError):  # nobody waits any more: told to leave while it loaded
-            started.set_result(model.capabilities)
+            started.set_result((batch or model).capabilities)
         try:
-            while cohort := self._next_cohort(model):
-                model.generate(cohort, self._count)
+            if batch is None:
+                self._answer_cohorts(model)
+            else:
+                self._answer_continuously(model, batch)
             model.end()
         except Exception as exc:  # noqa: BLE001 - whatever it was, those who wait must hear of it
             if model.team.world > 1:
@@ -149,10 +151,32 @@ class TransformersEngine:
                     self._changed.wait_for(lambda: self._closing, FIRST_WORD_S)
             self._end(_lost(self._setup, exc), exc)
 
+    def _answer_cohorts(self, model: Model) -> None:
+        while cohort := self._next_cohort(model):
+            model.generate(cohort, self._count)
+
     def _next_cohort(self, model: Model) -> list[Row]:
         """The next rows, at most a batch of them; waits for the first only. Empty at the end."""
         cohort: list[Row] = []
-        while len(cohort) < model.max_batch_size and (row := self._take(wait=not cohort)):
+        while len(cohort) < model.max_batch_size and (row := self._next(model, wait=not cohort)):
+            if not model.fits([*cohort, row]):
+                with self._changed:
+                    self._queue.appendleft(row)
+                break
+            cohort.append(row)
+        return cohort
+
+    def _answer_continuously(self, model: Model, batch: Continuous) -> None:
+        with batch:
+            while not self._closing:
+                while not batch.full and (row := self._next(model, wait=batch.empty)):
+                    batch.add(row)
+                if not batch.empty:
+                    batch.step(self._count)
+
+    def _next(self, model: Model, *, wait: bool) -> Row | None:
+        """The next row that has a prompt; None if none is there, or at the end."""
+        while row := self._take(wait=wait):
             if row.answer.done():
                 continue
             try:
@@ -161,12 +185,8 @@ class TransformersEngine:
                 row.fail(exc)
                 continue
             row.room = model.room(row)
-            if not model.fits([*cohort, row]):
-                with self._changed:
-                    self._queue.appendleft(row)
-                break
-            cohort.append(row)
-        return cohort
+            return row
+        return None
 
     def _take(self, *, wait: bool) -> Row | None:
         with self._changed:
@@ -188,13 +208,21 @@ def follow(setup: EngineSetup) -> None:
     """
     # What asks the step to leave asks its first rank too, and that one ends the others in order.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    options = decode_options(TransformersOptions, setup.options, engine="transformers")
-    model = load(setup, options)
+    model = load(setup, _options(setup))
     try:
         model.follow()
     except Exception as exc:
         time.sleep(FIRST_WORD_S)
         raise RunError(_lost(setup, exc)) from exc
+
+
+def _options(setup: EngineSetup) -> TransformersOptions:
+    options = decode_options(TransformersOptions, setup.options, engine="transformers")
+    if options.batching == "continuous" and setup.cut.ranks > 1:
+        message = f"option batching is 'continuous', and {setup.cut.ranks} ranks answer in cohorts"
+        hint = "leave batching out, or set tp to 1"
+        raise RunError(Problem("engine.options", message, hint=hint))
+    return options
 
 
 def _lost(setup: EngineSetup, exc: Exception) -> Problem:

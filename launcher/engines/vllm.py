@@ -13,8 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
+from launcher.engines.base import Capabilities, Completion, EngineSetup, Request, window
 from launcher.engines.overheard import Overheard
+from launcher.engines.prompting import encode
 from launcher.engines.sampler import GREEDY_BELOW
 from launcher.engines.vllm_causes import death_of
 from launcher.engines.vllm_start import Started, check_owned, start
@@ -106,7 +107,7 @@ class VllmEngine:
         except Exception as exc:
             raise await self._death(exc) from exc
         return Capabilities(
-            max_in_flight=_window(vllm.max_num_seqs),
+            max_in_flight=window(vllm.max_num_seqs),
             chat_template=getattr(vllm.tokenizer, "chat_template", None) is not None,
             max_seq_len=vllm.max_model_len,
         )
@@ -191,7 +192,7 @@ class VllmEngine:
             raise RowError("request_rejected", message)
         else:
             loop = asyncio.get_running_loop()
-            ids = await loop.run_in_executor(self._tokenizing, _encode, vllm.tokenizer, request)
+            ids = await loop.run_in_executor(self._tokenizing, encode, vllm.tokenizer, request)
         if not ids:
             raise RowError("empty_prompt", "the prompt has no tokens")
         if len(ids) > vllm.max_model_len - 1:
@@ -271,39 +272,6 @@ def follow(setup: EngineSetup) -> None:
     """
     message = f"rank {setup.rank} of a vllm replica was started, and it has one process"
     raise RunError(Problem("engine.unavailable", message, hint="start script.sh as rendered"))
-
-
-def _window(sequences: int) -> int:
-    """Requests to hand over at once: a full step, and enough waiting to fill the next ones."""
-    return sequences + max(32, sequences // 4)
-
-
-def _encode(tokenizer: Any, request: Request) -> list[int]:
-    """Token ids of a prompt that is text or turns; in a thread, since both can be slow."""
-    text = request.text if request.messages is None else _templated(tokenizer, request)
-    if not isinstance(text, str):  # tokenizers that are no Hugging Face ones give ids
-        return list(text or ())
-    try:
-        ids = tokenizer.encode(text, add_special_tokens=request.messages is None)
-    except Exception as exc:
-        raise RowError("engine_error", f"the tokenizer failed: {_said(exc)}") from exc
-    return list(ids)
-
-
-def _templated(tokenizer: Any, request: Request) -> Any:
-    try:
-        return tokenizer.apply_chat_template(
-            [dict(message) for message in request.messages or ()],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-    except Exception as exc:  # a template is a program: it can raise anything
-        message = f"the model's chat template failed: {_said(exc)}"
-        raise RowError("template_error", message) from exc
-
-
-def _said(exc: Exception) -> str:
-    return f"{type(exc).__name__}: {' '.join(str(exc).split())}"
 
 
 def _cancelled() -> RowError:

@@ -4,106 +4,32 @@ import asyncio
 import gc
 import subprocess
 import sys
-import threading
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
+from local_engines import (
+    FRANCE,
+    LIMIT,
+    chat,
+    run_code,
+    setup,
+    text,
+    unreachable,
+    with_engine,
+)
 
 import launcher
-from launcher.engines.base import Capabilities, Completion, Engine, EngineSetup, Request
+from launcher.engines.base import Capabilities, Completion, Engine, Request
 from launcher.engines.registry import create
-from launcher.engines.sampler import RowSampler
+from launcher.engines.sampler import Draw, RowSampler
 from launcher.engines.smollm2 import prepare
 from launcher.errors import RowError, RunError
-from launcher.plan.types import Cut, Sampling
+from launcher.plan.types import Sampling
 
 pytestmark = pytest.mark.local
 
-T = TypeVar("T")
-LIMIT = 64  # positions of the tiny model
-
-
-@pytest.fixture(autouse=True)
-def no_worker_is_left() -> Iterator[None]:
-    yield
-    assert "transformers" not in [thread.name for thread in threading.enumerate()]
-
-
-@pytest.fixture(scope="module")
-def tiny(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of 64 positions with SmolLM2's tokenizer: for lengths, not for answers."""
-    return _random_model(smollm2, tmp_path_factory.mktemp("tiny"), vocab_size=49152)
-
-
-@pytest.fixture(scope="module")
-def broken(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with fewer embeddings than its tokenizer has tokens: it dies of any prompt."""
-    return _random_model(smollm2, tmp_path_factory.mktemp("broken"), vocab_size=4)
-
-
-def _random_model(smollm2: Path, target: Path, *, vocab_size: int) -> Path:
-    import torch
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_positions=LIMIT,
-        vocab_size=vocab_size,
-        n_embd=16,
-        n_layer=1,
-        n_head=2,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    model = GPT2LMHeadModel(config)
-    # What a checkpoint may bring along; none of it is the job's sampling.
-    model.generation_config.do_sample = True
-    model.generation_config.temperature = 9.0
-    model.generation_config.repetition_penalty = 50.0
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(smollm2, local_files_only=True).save_pretrained(target)
-    return target
-
-
-def setup(path: Path | None, **options: Any) -> EngineSetup:
-    return EngineSetup(
-        model_path=str(path) if path else None,
-        cut=Cut(),
-        threads=1,  # two on busy cores wait for each other: many times slower
-        # Sums in bfloat16 depend on the padding enough to turn an answer over.
-        options={"device": "cpu", "dtype": "float32", **options},
-    )
-
-
-async def unreachable(_: Engine) -> None:
-    pytest.fail("the engine started")
-
-
-def with_engine(path: Path | None, body: Callable[[Engine], Awaitable[T]], **options: Any) -> T:
-    async def run() -> T:
-        engine = create("transformers", setup(path, **options))
-        try:
-            await engine.start()
-            return await body(engine)
-        finally:
-            await engine.close()
-
-    return asyncio.run(run())
-
-
-def chat(name: str, content: str, **sampling: Any) -> Request:
-    return Request(
-        id=name,
-        messages=({"role": "user", "content": content},),
-        sampling=Sampling(**{"max_tokens": 12, **sampling}),
-    )
-
-
-def text(name: str, content: str, **sampling: Any) -> Request:
-    return Request(id=name, text=content, sampling=Sampling(**{"max_tokens": 12, **sampling}))
+BOTH = pytest.mark.parametrize("batching", ["cohorts", "continuous"])
 
 
 async def in_one_cohort(engine: Engine, rows: list[Request]) -> list[asyncio.Task[Completion]]:
@@ -122,18 +48,12 @@ async def in_one_cohort(engine: Engine, rows: list[Request]) -> list[asyncio.Tas
     return waiting
 
 
-def run_code(error: RunError) -> str:
-    return error.problems[0].code
-
-
-FRANCE = chat("france", "What is the capital of France?")
-
-
-def test_the_capital_of_france_is_paris(smollm2: Path) -> None:
+@BOTH
+def test_the_capital_of_france_is_paris(smollm2: Path, batching: str) -> None:
     async def body(engine: Engine) -> Completion:
         return await engine.generate(FRANCE)
 
-    assert with_engine(smollm2, body, dtype="auto") == Completion(
+    assert with_engine(smollm2, body, dtype="auto", batching=batching) == Completion(
         text="The capital of France is Paris.",
         finish_reason="stop",
         prompt_tokens=37,
@@ -189,7 +109,8 @@ def test_a_row_that_comes_late_joins_the_next_cohort(smollm2: Path) -> None:
     with_engine(smollm2, body, max_batch_size=1)
 
 
-def test_a_stop_string_ends_the_row_and_is_cut_off(smollm2: Path) -> None:
+@BOTH
+def test_a_stop_string_ends_the_row_and_is_cut_off(smollm2: Path, batching: str) -> None:
     rows = [
         chat("inside", "What is the capital of France?", stop=(" Paris", "never")),
         chat("first", "What is the capital of France?", stop=("is", "of")),
@@ -199,23 +120,25 @@ def test_a_stop_string_ends_the_row_and_is_cut_off(smollm2: Path) -> None:
     async def body(engine: Engine) -> list[Completion]:
         return await asyncio.gather(*map(engine.generate, rows))
 
-    inside, first, none = with_engine(smollm2, body)
+    inside, first, none = with_engine(smollm2, body, batching=batching)
     assert (inside.text, inside.finish_reason) == ("The capital of France is", "stop")
     assert (first.text, first.finish_reason) == ("The capital ", "stop")
     assert none.text == "The capital of France is Paris."
     assert first.completion_tokens < inside.completion_tokens < none.completion_tokens
 
 
-def test_a_row_ends_at_its_max_tokens(smollm2: Path) -> None:
+@BOTH
+def test_a_row_ends_at_its_max_tokens(smollm2: Path, batching: str) -> None:
     async def body(engine: Engine) -> Completion:
         return await engine.generate(chat("r", "What is the capital of France?", max_tokens=3))
 
-    done = with_engine(smollm2, body)
+    done = with_engine(smollm2, body, batching=batching)
     assert (done.text, done.finish_reason) == ("The capital of", "length")
     assert done.completion_tokens == 3
 
 
-def test_prompts_and_answers_stay_within_the_models_positions(tiny: Path) -> None:
+@BOTH
+def test_prompts_and_answers_stay_within_the_models_positions(tiny: Path, batching: str) -> None:
     words = " the" * LIMIT
 
     async def body(engine: Engine) -> None:
@@ -229,10 +152,11 @@ def test_prompts_and_answers_stay_within_the_models_positions(tiny: Path) -> Non
             await engine.generate(text("long", words))
         assert err.value.code == "prompt_too_long"
 
-    with_engine(tiny, body)
+    with_engine(tiny, body, batching=batching)
 
 
-def test_the_checkpoints_own_sampling_defaults_are_not_used(tiny: Path) -> None:
+@BOTH
+def test_the_checkpoints_own_sampling_defaults_are_not_used(tiny: Path, batching: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -245,7 +169,9 @@ def test_the_checkpoints_own_sampling_defaults_are_not_used(tiny: Path) -> None:
     async def body(engine: Engine) -> Completion:
         return await engine.generate(text("r", "One two three", max_tokens=6))
 
-    assert with_engine(tiny, body).text == tokenizer.decode(ids[-6:], skip_special_tokens=True)
+    assert with_engine(tiny, body, batching=batching).text == tokenizer.decode(
+        ids[-6:], skip_special_tokens=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,14 +185,17 @@ def test_the_checkpoints_own_sampling_defaults_are_not_used(tiny: Path) -> None:
         ),
     ],
 )
-def test_a_row_that_cannot_be_a_prompt_fails_alone(tiny: Path, row: Request, code: str) -> None:
+@BOTH
+def test_a_row_that_cannot_be_a_prompt_fails_alone(
+    tiny: Path, row: Request, code: str, batching: str
+) -> None:
     async def body(engine: Engine) -> None:
         with pytest.raises(RowError) as err:
             await engine.generate(row)
         assert err.value.code == code
         assert (await engine.generate(text("fine", "One", max_tokens=2))).completion_tokens == 2
 
-    with_engine(tiny, body)
+    with_engine(tiny, body, batching=batching)
 
 
 def test_an_aborted_row_leaves_the_queue_and_the_others_in_it(smollm2: Path) -> None:
@@ -294,7 +223,10 @@ def test_a_cancelled_task_gives_its_row_up(smollm2: Path) -> None:
     with_engine(smollm2, body)
 
 
-def test_a_failure_of_the_worker_reaches_every_row_and_all_later_ones(broken: Path) -> None:
+@BOTH
+def test_a_failure_of_the_worker_reaches_every_row_and_all_later_ones(
+    broken: Path, batching: str
+) -> None:
     async def body(engine: Engine) -> None:
         rows = [engine.generate(text(str(n), "One two three")) for n in range(12)]
         errors = await asyncio.gather(*rows, return_exceptions=True)
@@ -303,7 +235,7 @@ def test_a_failure_of_the_worker_reaches_every_row_and_all_later_ones(broken: Pa
             await engine.generate(text("late", "One"))
         assert run_code(err.value) == "engine.died"
 
-    with_engine(broken, body)
+    with_engine(broken, body, batching=batching)
 
 
 def test_closing_fails_what_runs_and_can_be_repeated(smollm2: Path) -> None:
@@ -321,7 +253,8 @@ def test_closing_fails_what_runs_and_can_be_repeated(smollm2: Path) -> None:
     with_engine(smollm2, body)
 
 
-def test_closing_drops_the_model(tiny: Path) -> None:
+@BOTH
+def test_closing_drops_the_model(tiny: Path, batching: str) -> None:
     from transformers import GPT2LMHeadModel
 
     def models() -> int:
@@ -334,7 +267,7 @@ def test_closing_drops_the_model(tiny: Path) -> None:
         assert models() == before
 
     before = models()
-    with_engine(tiny, body)
+    with_engine(tiny, body, batching=batching)
 
 
 def test_capabilities_come_from_the_checkpoint_and_the_options(tiny: Path) -> None:
@@ -359,7 +292,16 @@ def test_a_directory_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_batch": 4}, {"max_batch_size": 0}, {"dtype": "int3"}, {"device": 0}]
+    "options",
+    [
+        {"max_batch": 4},
+        {"max_batch_size": 0},
+        {"dtype": "int3"},
+        {"device": 0},
+        {"batching": "static"},
+        {"cache_memory": 1.0},
+        {"cache_memory": 0.0},
+    ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(RunError) as err:
@@ -389,7 +331,8 @@ def test_draws_follow_the_probabilities_that_the_parameters_leave(
         Sampling(**{"max_tokens": 1, "temperature": 1.0, "seed": seed, **sampling})
         for seed in range(draws)
     ]
-    tokens = RowSampler(rows, "cpu")(None, logits).argmax(dim=-1)
+    sampler = RowSampler([Draw.of(row, "cpu") for row in rows], "cpu")
+    tokens = sampler(None, logits).argmax(dim=-1)
     shares = (torch.bincount(tokens, minlength=4) / draws).tolist()
     # Four standard deviations of a share are below 0.032; a share of nothing is exactly 0.
     assert shares == [pytest.approx(share, abs=0.032 if share else 0) for share in expected]

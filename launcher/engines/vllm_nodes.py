@@ -234,7 +234,7 @@ def _missing(tasks: set[int]) -> Problem:
 
 
 def _node(setup: EngineSetup, address: str, port: int) -> dict[str, Any]:
-    """vLLM's arguments; its nodes have equal numbers of ranks, as those of the plan."""
+    """What vLLM is told; its nodes have equal numbers of ranks, as those of the plan."""
     return {
         "nnodes": setup.tasks,
         "node_rank": setup.rank,

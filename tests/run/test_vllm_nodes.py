@@ -85,7 +85,7 @@ def worker(rank: int) -> Wanted:
 
 def at_work(run: GpuRun) -> Started:
     started = run.start()
-    poll(lambda: run.parts(), f"a part of {run.path}")
+    poll(run.parts, f"a part of {run.path}")
     return started
 
 

@@ -6,8 +6,9 @@ import json
 import os
 import socket
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,24 +42,58 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_nodes, "FIRST_WORD_S", 0.1)
 
 
-def setup(meeting: Path, rank: int, tasks: int = 3) -> EngineSetup:
+def setup(meeting: Path, rank: int, tasks: int = 2) -> EngineSetup:
     cut = Cut(tp=2, pp=tasks)
     return EngineSetup(model_path=None, cut=cut, rank=rank, tasks=tasks, meeting=meeting)
 
 
-def gathered(meeting: Path, tasks: int = 3) -> tuple[Lead, dict[str, Any], list[socket.socket]]:
-    lead = Lead(setup(meeting, 0, tasks))
-    with ThreadPoolExecutor() as pool:
-        given = pool.submit(lead.gather)
-        joined = [pool.submit(vllm_nodes._joined, setup(meeting, r, tasks)) for r in range(1, tasks)]
-        found = [future.result(20) for future in joined]
+@dataclass
+class Replica:
+    """The tethers of one replica, all of which are closed in the end."""
+
+    meeting: Path
+    lead: Lead = field(init=False)
+    tethers: list[socket.socket] = field(default_factory=list)
+
+    def begin(self, tasks: int) -> Future[dict[str, Any]]:
+        """Let the first process wait for the others."""
+        self.lead = Lead(setup(self.meeting, 0, tasks))
+        given: Future[dict[str, Any]] = Future()
+
+        def gather() -> None:
+            try:
+                given.set_result(self.lead.gather())
+            except RunError as exc:
+                given.set_exception(exc)
+
+        threading.Thread(target=gather).start()
+        return given
+
+    def join(self, rank: int, tasks: int) -> int:
+        tether, port = vllm_nodes._joined(setup(self.meeting, rank, tasks))
+        self.tethers.append(tether)
+        return port
+
+    def gather(self, tasks: int) -> dict[str, Any]:
+        """What the first process tells vLLM once the others have come."""
+        given = self.begin(tasks)
+        ports = {self.join(rank, tasks) for rank in range(1, tasks)}
         arguments = given.result(20)
-    assert {port for _, port in found} == {arguments["master_port"]}
-    return lead, arguments, [tether for tether, _ in found]
+        assert ports == {arguments["master_port"]}
+        return arguments
 
 
-def test_who_has_come_is_held_until_the_first_one_lets_go(meeting: Path) -> None:
-    lead, arguments, tethers = gathered(meeting)
+@pytest.fixture
+def replica(meeting: Path) -> Iterator[Replica]:
+    found = Replica(meeting)
+    yield found
+    found.lead.release()
+    for tether in found.tethers:
+        tether.close()
+
+
+def test_who_has_come_is_held_until_the_first_one_lets_go(replica: Replica) -> None:
+    arguments = replica.gather(3)
     assert arguments | {"master_port": 0} == {
         "nnodes": 3,
         "node_rank": 0,
@@ -66,54 +101,49 @@ def test_who_has_come_is_held_until_the_first_one_lets_go(meeting: Path) -> None
         "master_port": 0,
     }
     assert os.environ["VLLM_HOST_IP"] == "127.0.0.1"  # by which they came
-    assert not any(vllm_nodes._has_ended(tether, 0.05) for tether in tethers)
-    lead.release()
-    assert [tether.recv(100) for tether in tethers] == [b"end\n"] * 2
+    assert not any(vllm_nodes._has_ended(tether, 0.05) for tether in replica.tethers)
+    replica.lead.release()
+    assert [tether.recv(100) for tether in replica.tethers] == [b"end\n"] * 2
 
 
 def test_an_address_that_the_user_chose_stays(
-    meeting: Path, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_HOST_IP", "10.1.2.3")
-    gathered(meeting)[0].release()
+    replica.gather(2)
     assert os.environ["VLLM_HOST_IP"] == "10.1.2.3"
 
 
 @pytest.mark.parametrize("libuv", [True, False])
 def test_torchs_store_listens_at_the_port_that_is_kept_for_it(
-    meeting: Path, *, libuv: bool
+    replica: Replica, *, libuv: bool
 ) -> None:
     dist = pytest.importorskip("torch.distributed")
-    lead, arguments, _ = gathered(meeting)
-    port, wait = arguments["master_port"], timedelta(seconds=20)
+    port, wait = replica.gather(2)["master_port"], timedelta(seconds=20)
     with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
         stranger.bind(("", port))
     store = dist.TCPStore("127.0.0.1", port, 2, True, wait, False, use_libuv=libuv)
     for host in ("127.0.0.1", "::1") if socket.has_dualstack_ipv6() else ("127.0.0.1",):
         dist.TCPStore(host, port, 2, False, wait, False, use_libuv=libuv).set("from", host)
         assert store.get("from") == host.encode()
-    lead.release()
 
 
-def test_strangers_at_the_door_are_no_ranks(meeting: Path) -> None:
-    lead = Lead(setup(meeting, 0, 2))
-    with ThreadPoolExecutor() as pool:
-        given = pool.submit(lead.gather)
-        host, (port, _) = find(meeting)
-        for said in (b"GET / HTTP/1.0\r\n\r\n", b"8.0.s0.meeting 1\n", b""):
-            with socket.create_connection((host, port)) as stranger:
-                stranger.sendall(said)
-                stranger.shutdown(socket.SHUT_WR)
-                assert stranger.recv(10) == b""
-        vllm_nodes._joined(setup(meeting, 1, 2))
-        assert given.result(20)["nnodes"] == 2
-    lead.release()
+def test_strangers_at_the_door_are_no_ranks(replica: Replica) -> None:
+    given = replica.begin(2)
+    host, (port, _) = find(replica.meeting)
+    for said in (b"GET / HTTP/1.0\r\n\r\n", b"8.0.s0.meeting 1\n", b""):
+        with socket.create_connection((host, port)) as stranger:
+            stranger.sendall(said)
+            stranger.shutdown(socket.SHUT_WR)
+            assert stranger.recv(10) == b""
+    replica.join(1, 2)
+    assert given.result(20)["nnodes"] == 2
 
 
 @pytest.mark.usefixtures("hurried")
-def test_who_does_not_come_is_named(meeting: Path) -> None:
+def test_who_does_not_come_is_named(replica: Replica) -> None:
     with pytest.raises(RunError) as err:
-        Lead(setup(meeting, 0)).gather()
+        replica.begin(3).result(20)
     (problem,) = err.value.problems
     assert (problem.code, problem.message) == (
         "run.rendezvous",
@@ -121,16 +151,12 @@ def test_who_does_not_come_is_named(meeting: Path) -> None:
     )
 
 
-def test_waiting_for_the_others_can_be_left(meeting: Path) -> None:
-    lead = Lead(setup(meeting, 0))
-    with ThreadPoolExecutor() as pool:
-        given = pool.submit(lead.gather)
-        find(meeting)
-        before = time.monotonic()
-        lead.release()
-        with pytest.raises(RunError):
-            given.result(20)
-    assert time.monotonic() - before < 5
+def test_waiting_for_the_others_can_be_left(replica: Replica) -> None:
+    given = replica.begin(2)
+    find(replica.meeting)
+    replica.lead.release()
+    with pytest.raises(RunError):
+        given.result(5)
 
 
 @pytest.mark.usefixtures("hurried")
@@ -171,17 +197,17 @@ class Failed(threading.Thread):
     ("code", "raised"), [("gpu.failed", False), ("engine.died", False), ("engine.no-memory", True)]
 )
 def test_what_may_follow_from_the_first_processs_end_is_not_said_after_it(
-    meeting: Path, code: str, *, raised: bool
+    replica: Replica, code: str, *, raised: bool
 ) -> None:
-    lead, _, (tether,) = gathered(meeting, 2)
-    threading.Timer(0.2, lead.release).start()
+    replica.gather(2)
+    (tether,) = replica.tethers
+    threading.Timer(0.2, replica.lead.release).start()
     failed: Any = Failed(code)
     if raised:
         with pytest.raises(RunError):
             vllm_nodes._hold(tether, failed)
     else:
         vllm_nodes._hold(tether, failed)
-    lead.release()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 
@@ -42,7 +43,7 @@ def start(first: int, place: dict[str, Any], how: str) -> list[subprocess.Popen[
         for worker in workers:
             worker.kill()
         # vllm/v1/executor/multiproc_executor.py, WorkerProc.wait_for_ready
-        raise Exception(
+        raise Exception(  # noqa: TRY002 - as vLLM does
             "WorkerProc initialization failed due to an exception in a background process. See "
             "stack trace for root cause."
         )
@@ -74,19 +75,22 @@ def meet(rank: int, place: dict[str, Any]) -> list[socket.socket]:
 def connect(address: str, port: int) -> socket.socket:
     """torch's store waits for its server too."""
     deadline = time.monotonic() + 30
-    while True:
-        try:
+    while time.monotonic() < deadline:
+        with suppress(ConnectionRefusedError):
             return socket.create_connection((address, port))
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+        time.sleep(0.05)
+    raise TimeoutError(f"nobody listens at {address}:{port}")
 
 
 def main() -> None:
     from core import OOM, fail, say  # type: ignore[import-not-found]  # this file's neighbour
 
-    pipe, rank, place, how = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
+    pipe, rank, place, how = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        json.loads(sys.argv[3]),
+        sys.argv[4],
+    )
 
     def die(*_: object) -> None:
         say("ERROR", OOM)
@@ -105,8 +109,8 @@ def main() -> None:
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     assert len(seen) == place["local_world_size"], seen
     connections = meet(rank, place)
-    host_ip = os.environ.get("VLLM_HOST_IP")
-    say("INFO", f"stand-in rank {rank} is {socket.gethostname()} GPU {seen[rank % len(seen)]} {host_ip}")
+    where = f"{socket.gethostname()} GPU {seen[rank % len(seen)]} {os.environ['VLLM_HOST_IP']}"
+    say("INFO", f"stand-in rank {rank} is {where}")
     os.write(pipe, b"r")
     os.close(pipe)
     parent = os.getppid()

@@ -15,8 +15,8 @@ class MultiprocExecutor:
         assert config.node_rank > 0
         assert vllm_config.headless
         # _init_executor
-        first = config.local_world_size * config.node_rank
-        self.workers = workers.start(first, config.place, vllm_config.start)
+        self._first = config.local_world_size * config.node_rank
+        self.workers = workers.start(self._first, config.place, vllm_config.start)
 
     def start_worker_monitor(self, inline: bool = False) -> None:
         assert inline
@@ -24,10 +24,9 @@ class MultiprocExecutor:
             time.sleep(0.05)
         if getattr(self, "shutting_down", False):
             return
-        name = next(w.args[3] for w in self.workers if w.poll() is not None)  # type: ignore[index]
-        core.say(
-            "ERROR", f"Worker proc VllmWorker-{name} died unexpectedly, shutting down executor."
-        )
+        first = next(n for n, worker in enumerate(self.workers) if worker.poll() is not None)
+        name = f"VllmWorker-{self._first + first}"
+        core.say("ERROR", f"Worker proc {name} died unexpectedly, shutting down executor.")
         self.shutdown()
 
     def shutdown(self) -> None:

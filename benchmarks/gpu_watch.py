@@ -58,9 +58,13 @@ def steady(series: Sequence[Sequence[Sample]], rows: int, column: int) -> dict[s
 
 def tail(series: Sequence[Sequence[Sample]], rows: int, ready: float, end: float) -> Tail | None:
     """The time from nine tenths of ``rows`` to ``end``, and its share of that from ``ready``."""
-    beats = sorted({sample[0] for samples in series for sample in samples})
-    since = next((t for t in beats if total_at(series, t, 1) >= 0.9 * rows), None)
-    if since is None or not ready < since < end:
+    beats = sorted({sample[0] for samples in series for sample in samples if sample[0] < end})
+    points = [(ready, 0.0), *((t, total_at(series, t, 1)) for t in beats if t > ready)]
+    before = max(point for point in points if point[1] < 0.9 * rows)
+    after = min([point for point in points if point > before], default=(end, float(rows)))
+    share = (0.9 * rows - before[1]) / (after[1] - before[1])
+    since = before[0] + share * (after[0] - before[0])
+    if not ready < since < end:
         return None
     return {
         "from": since,

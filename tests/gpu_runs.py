@@ -135,14 +135,18 @@ def render(
     rows: Sequence[Mapping[str, Any]],
     *,
     launch: Mapping[str, str] | None = None,
+    mpirun_of_nodes: Path | None = None,
     **job: Any,
 ) -> GpuRun:
-    """Write input, job and site to ``folder`` and render them, as a user would."""
+    """Write input, job and site to ``folder`` and render them, as a user would.
+
+    With ``mpirun_of_nodes``, the directory of a `fake_mpirun`, the site is two nodes of one GPU.
+    """
     folder.mkdir()
     (folder / "in.jsonl").write_bytes(json_lines(rows))
     names = gpu_names()
-    spec = {"schema": 1, "name": "gpu", "output": {"path": "run"}}
-    site = {
+    spec: dict[str, Any] = {"schema": 1, "name": "gpu", "output": {"path": "run"}}
+    site: dict[str, Any] = {
         "schema": 1,
         "name": "this-machine",
         "scheduler": {"type": "local"},
@@ -160,6 +164,12 @@ def render(
             }
         },
     }
+    if mpirun_of_nodes is not None:
+        site["scheduler"] = {"type": "slurm", "restart": "none"}
+        site["launch"] = {"with": "mpirun", "mpi": "openmpi4"}
+        site["env"]["PATH"] = f"{mpirun_of_nodes}:{os.environ['PATH']}"
+        site["partitions"]["gpu"] = {"nodes": 2, "gpus": {"model": "this", "per_node": 1}}
+        spec["resources"] = {"time": "1h"}
     (folder / "job.yaml").write_text(yaml.safe_dump(spec | job))
     (folder / "site.yaml").write_text(yaml.safe_dump(site))
     done = cli(

@@ -38,5 +38,7 @@ _HEAD = ("job", "replica", "rank", "stage.tp", "host", "GPUs", "CPUs")
 def _words(rank: dict[str, Any]) -> tuple[str, ...]:
     place = f"{rank['pp_rank']}.{rank['tp_rank']}"
     gpus = rank["gpus"] or "none"
-    cells = (rank["job"], rank["replica"], rank["rank"], place, rank["host"], gpus, rank["cpus"])
+    first, last = rank["rank"], rank.get("last_rank", rank["rank"])
+    which = first if first == last else f"{first}-{last}"
+    cells = (rank["job"], rank["replica"], which, place, rank["host"], gpus, rank["cpus"])
     return tuple(map(str, cells))

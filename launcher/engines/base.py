@@ -25,7 +25,9 @@ class EngineSetup:
     threads
         CPU threads this rank may use: its share of the cores it may run on.
     rank
-        Which of the ``cut.ranks`` this process is, where each has a process of its own.
+        Which of the ``tasks`` this process is: a rank of the cut, or the start of a node's ranks.
+    tasks
+        Processes that the replica's step has, each with ``cut.ranks / tasks`` ranks.
     meeting
         File by which the ranks find each other, written by the first; None where there is one.
         It holds ``null`` when the first rank has left without needing the others.
@@ -36,6 +38,7 @@ class EngineSetup:
     options: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 1
     rank: int = 0
+    tasks: int = 1
     meeting: Path | None = None
 
 

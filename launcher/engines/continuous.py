@@ -44,8 +44,8 @@ class Draws:
 
     Stands where the manager has its ``ContinuousBatchingLogitsProcessorList``
     (``cb_logits_processors.py``), and is used as that one is: before each step
-    `prepare_tensor_args` is told the rows of it, then the call gets their logits, of shape
-    ``(rows with a new token, vocabulary)``, and the argmax of what it returns are the tokens.
+    `prepare_tensor_args` is told the rows of it, then the call gets the logits, those of rows with
+    a new token first, and the argmax of what it returns are the tokens.
     """
 
     do_processing = True
@@ -84,7 +84,9 @@ class Draws:
         return arg_storage
 
     def __call__(self, input_ids: Any, scores: Any, tensor_args: Any) -> Any:  # noqa: ARG002 - the hook's
-        if len(scores) != len(self._order):
+        # More are of no row: prompts that are read in parts have no new token yet, and their
+        # places are filled up at the end (input_outputs.py, get_model_kwargs).
+        if len(scores) < len(self._order):
             raise RuntimeError(f"{len(scores)} rows of logits for {len(self._order)} rows")
         return self._sampler(input_ids, scores)
 

@@ -8,20 +8,17 @@ collective: that may last hours, costs no GPU, and ends at once when rank 0 is g
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from launcher.engines.meeting import MEET_S, announce, find
 from launcher.errors import Problem, RunError
-from launcher.rundir import publish
 
 __all__ = ["Team", "quiet_torch"]
 
-MEET_S = 300.0
 PART_S = 5.0
 # Longest time that one rank may be behind another within a call or while it loads; transformers'
 # own (``distributed/utils.py``), for ranks that load tens of minutes apart.
@@ -143,7 +140,10 @@ class Team:
             raise RunError(Problem("run.rendezvous", message, hint=hint)) from exc
 
     def _address(self, meeting: Path) -> tuple[str, int] | None:
-        return None if self.leads else _read_address(meeting)
+        if self.leads:
+            return None
+        host, [port] = find(meeting)
+        return host, port
 
     def _open_store(self, meeting: Path, address: tuple[str, int] | None) -> Any:
         import torch.distributed as dist
@@ -152,7 +152,7 @@ class Team:
         if address is not None:
             return dist.TCPStore(*address, self.world, False, wait, wait_for_workers=False)
         store = dist.TCPStore("0.0.0.0", 0, self.world, True, wait, wait_for_workers=False)  # noqa: S104 - all interfaces: which one the others reach is theirs to know
-        publish(meeting, json.dumps([socket.gethostname(), store.port]).encode())
+        announce(meeting, store.port)
         return store
 
     def _gather(self) -> None:
@@ -167,20 +167,3 @@ class Team:
             missing = [str(rank) for rank in ranks if not self._store.check([f"here{rank}"])]
             message = f"rank {', '.join(missing)} did not come within {MEET_S:.0f} s"
             raise RunError(Problem("run.rendezvous", message)) from exc
-
-
-def _read_address(meeting: Path) -> tuple[str, int]:
-    """What rank 0 published; found by opening it, since a listing may be a minute old."""
-    deadline = time.monotonic() + MEET_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError):
-            address = json.loads(meeting.read_bytes())
-            if address is None:
-                raise SystemExit(0)
-            host, port = address
-            # The name of one's own machine may lead nowhere; from elsewhere it leads here.
-            return ("127.0.0.1" if host == socket.gethostname() else str(host)), int(port)
-        time.sleep(0.1)
-    message = f"rank 0 published no address in {meeting} within {MEET_S:.0f} s"
-    hint = "is the run directory on a file system that all nodes share?"
-    raise RunError(Problem("run.rendezvous", message, hint=hint))

@@ -1,6 +1,7 @@
 """vLLM as an engine: its ``AsyncLLM`` in this process, which starts workers of its own.
 
-One node: the step has one task, and sees every GPU of its replica.
+A replica has a process on each of its nodes, which sees the replica's GPUs there. The first one is
+the engine; the others only start workers (`launcher.engines.vllm_nodes`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from launcher.engines.overheard import Overheard
 from launcher.engines.prompting import encode
 from launcher.engines.sampler import GREEDY_BELOW
 from launcher.engines.vllm_causes import death_of
+from launcher.engines.vllm_nodes import FIRST_WORD_S, Lead, follow, may_follow
 from launcher.engines.vllm_start import Started, check_owned, start
 from launcher.errors import Problem, RowError, RunError
 from launcher.process import adopt_orphans, descendants, kill
@@ -53,13 +55,14 @@ class _Counted:
 
 
 class VllmEngine:
-    """Answers requests with vLLM on the GPUs of this node.
+    """Answers requests with vLLM on the GPUs of this node and those of the nodes that follow.
 
     Raises
     ------
     RunError
         From the constructor ``engine.options`` for options that the plan decides. From `start`
-        what `launcher.engines.vllm_start.start` raises. From `generate` ``engine.died`` once
+        what `launcher.engines.vllm_start.start` raises, and ``run.rendezvous`` when the other
+        nodes' processes do not come. From `generate` ``engine.died`` once
         the engine has, the same for all requests in flight.
     RowError
         From `generate`: ``template_error``, ``empty_prompt``, ``prompt_too_long``,
@@ -83,6 +86,7 @@ class VllmEngine:
         self._dying: asyncio.Task[None] | None = None
         self._starting: threading.Thread | None = None
         self._closing = threading.Event()
+        self._lead = Lead(setup) if setup.tasks > 1 else None
         self._others: frozenset[tuple[int, int]] = frozenset()  # processes that are not vLLM's
         self._in_flight: set[str] = set()
         self._aborted: set[str] = set()
@@ -114,8 +118,11 @@ class VllmEngine:
 
     def _start(self, overheard: Overheard, begun: Future[Started]) -> None:
         try:
-            vllm = start(self._setup, overheard, self._counted.record)
+            node = self._lead.gather() if self._lead else None
+            vllm = start(self._setup, overheard, self._counted.record, node)
         except BaseException as exc:  # noqa: BLE001 - handed to `start`, which raises it
+            if self._lead and may_follow(exc):
+                self._closing.wait(FIRST_WORD_S)
             with suppress(InvalidStateError):  # nobody waits any more
                 begun.set_exception(exc)
             return
@@ -153,6 +160,8 @@ class VllmEngine:
     async def close(self) -> None:
         self._gone = _died("the engine was closed")
         self._closing.set()
+        if self._lead is not None:
+            self._lead.release()
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
         if self._starting is None or self._overheard is None:
             return
@@ -257,21 +266,9 @@ class VllmEngine:
         return RunError(self._gone)
 
     async def _find_cause(self, exc: Exception) -> None:
-        await asyncio.sleep(LAST_WORDS_S)
+        await asyncio.sleep(FIRST_WORD_S if self._lead else LAST_WORDS_S)
         lines = self._overheard.lines() if self._overheard else ()
         self._gone = self._gone or death_of(lines, exc)
-
-
-def follow(setup: EngineSetup) -> None:
-    """Be a rank after the first.
-
-    Raises
-    ------
-    RunError
-        ``engine.unavailable``, always: vLLM starts its workers itself.
-    """
-    message = f"rank {setup.rank} of a vllm replica was started, and it has one process"
-    raise RunError(Problem("engine.unavailable", message, hint="start script.sh as rendered"))
 
 
 def _cancelled() -> RowError:

@@ -21,7 +21,7 @@ from launcher.engines.vllm_causes import start_failure
 from launcher.errors import Problem, RunError
 from launcher.plan.vllm_options import complaints
 
-__all__ = ["Started", "check_owned", "start"]
+__all__ = ["Started", "check_owned", "start", "start_workers"]
 
 # What a batch run wants, where the user has not said otherwise.
 _ENVIRONMENT = {
@@ -85,11 +85,18 @@ def check_owned(options: Mapping[str, Any]) -> None:
     _refuse(options, options, "vLLM")
 
 
-def start(setup: EngineSetup, overheard: Overheard, record: Callable[..., None]) -> Started:
+def start(
+    setup: EngineSetup,
+    overheard: Overheard,
+    record: Callable[..., None],
+    node: Mapping[str, Any] | None = None,
+) -> Started:
     """Start an ``AsyncLLM`` and all its processes; takes minutes, in a thread of its own.
 
     Parameters
     ----------
+    node
+        Arguments that say which of several nodes this is, and where they meet.
     record
         Called after each iteration with vLLM's ``SchedulerStats`` and ``IterationStats``,
         either of which may be None.
@@ -100,6 +107,45 @@ def start(setup: EngineSetup, overheard: Overheard, record: Callable[..., None])
         ``engine.import``, ``engine.options``, ``engine.model``, ``engine.no-memory``,
         ``gpu.in-use``, ``gpu.failed``.
     """
+    given, config, context = _configured(setup, node or {}, headless=False)
+    try:
+        llm = _import("vllm.v1.engine.async_llm").AsyncLLM.from_vllm_config(
+            config,
+            usage_context=context,
+            stat_loggers=[_statistics(record)],
+            enable_log_requests=given.enable_log_requests,
+            disable_log_stats=given.disable_log_stats,
+        )
+        return _started(llm)
+    except Exception as exc:
+        raise RunError(start_failure(overheard.settled(), exc)) from exc
+
+
+def start_workers(setup: EngineSetup, overheard: Overheard, node: Mapping[str, Any]) -> Any:
+    """Start the workers of a node after the first: an executor to be monitored, and no engine.
+
+    As ``vllm serve --headless`` does (vllm/entrypoints/cli/serve.py, ``run_headless``). The
+    executor begins with rank ``local_world_size * node_rank``
+    (vllm/v1/executor/multiproc_executor.py, ``_init_executor``), and PP is outside of TP
+    (vllm/distributed/parallel_state.py, ``initialize_model_parallel``), as in the plan.
+
+    Raises
+    ------
+    RunError
+        As `start`.
+    """
+    _, config, _ = _configured(setup, node, headless=True)
+    try:
+        executor = _import("vllm.v1.executor.multiproc_executor").MultiprocExecutor
+        return executor(config, monitor_workers=False)
+    except Exception as exc:
+        raise RunError(start_failure(overheard.settled(), exc)) from exc
+
+
+def _configured(
+    setup: EngineSetup, node: Mapping[str, Any], *, headless: bool
+) -> tuple[Any, Any, Any]:
+    """``AsyncEngineArgs``, vLLM's configuration of them, and its usage context."""
     # Slurm signals every process of a step, and to those of vLLM a warning would be death:
     # USR1 stays blocked in all that this thread starts.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -112,23 +158,13 @@ def start(setup: EngineSetup, overheard: Overheard, record: Callable[..., None])
     _check_device(version)
     context = _import("vllm.usage.usage_lib").UsageContext.LLM_CLASS
     try:
-        given = arguments(**_arguments(setup))
+        given = arguments(**_arguments(setup), **node)
         # The context decides how many sequences share a step: 1024 on a large GPU, and 128 in
         # the one that AsyncLLM takes by itself (vllm/engine/arg_utils.py, get_batch_defaults).
-        config = given.create_engine_config(usage_context=context)
+        config = given.create_engine_config(usage_context=context, headless=headless)
     except Exception as exc:
         raise RunError(_refused_config(exc)) from exc
-    try:
-        llm = _import("vllm.v1.engine.async_llm").AsyncLLM.from_vllm_config(
-            config,
-            usage_context=context,
-            stat_loggers=[_statistics(record)],
-            enable_log_requests=given.enable_log_requests,
-            disable_log_stats=given.disable_log_stats,
-        )
-        return _started(llm)
-    except Exception as exc:
-        raise RunError(start_failure(overheard.settled(), exc)) from exc
+    return given, config, context
 
 
 def _started(llm: Any) -> Started:

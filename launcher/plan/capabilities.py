@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launcher.plan.types import Cut, StepKind
+from launcher.plan.types import Layout, StepKind
 
 __all__ = ["ENGINES", "EngineFacts", "step_kind"]
 
@@ -22,7 +22,7 @@ class EngineFacts:
         The sizes of a cut it supports above 1, of ``tp``, ``pp`` and ``ep``.
     several_ranks
         The step kind of a replica of several ranks; one rank is always *single*. None when
-        one process starts its own workers and so never leaves its node.
+        one process starts the workers of its node: *single* on one node, *per-node* over more.
     missing
         Why a cut outside ``cuts`` is refused, in words for the user.
     ep_is_tp
@@ -69,7 +69,9 @@ ENGINES: Mapping[str, EngineFacts] = {
 }
 
 
-def step_kind(engine: str, cut: Cut) -> StepKind:
-    """How a replica of ``engine`` cut like this is started."""
+def step_kind(engine: str, layout: Layout) -> StepKind:
+    """How a replica of ``engine`` is started."""
     facts = ENGINES[engine]
-    return facts.several_ranks if cut.ranks > 1 and facts.several_ranks else "single"
+    if facts.several_ranks is None:
+        return "per-node" if layout.allocation.nodes > 1 else "single"
+    return facts.several_ranks if layout.cut.ranks > 1 else "single"

@@ -37,11 +37,11 @@ def slurm_directives(
 
 
 def cpus_per_task(layout: Layout, step: Step) -> int | None:
-    """CPUs of one task: those of all its ranks where one process starts them itself."""
+    """CPUs of one task: those of all its ranks."""
     cpus = layout.allocation.cpus_per_rank
     if cpus is None:
         return None
-    return cpus * (layout.cut.ranks if step.kind == "single" else 1)
+    return cpus * layout.cut.ranks // step.tasks
 
 
 def _identity(job: JobSpec, partition_name: str) -> Options:

@@ -223,13 +223,6 @@ def _check_engine(r: _Resolver, cut: Cut, node: NodeShape) -> None:
         )
         hint = f"set ep to 1 or {cut.tp}"
         r.error("plan.engine-capability", message, "parallelism", "ep", hint=hint)
-    if cut.ranks > node.slots and engine.several_ranks is None:
-        message = (
-            f"engine {r.job.engine} starts its own workers on one node, and tp {cut.tp} x pp "
-            f"{cut.pp} = {cut.ranks} ranks do not fit {node.slots} GPUs"
-        )
-        hint = f"choose tp * pp of at most {node.slots}"
-        r.error("plan.engine-nodes", message, "parallelism", hint=hint)
     _check_options(r)
 
 
@@ -285,8 +278,9 @@ def _located(problem: Problem, where: Location) -> Problem:
 
 
 def _step(engine: str, layout: Layout) -> Step:
-    kind = step_kind(engine, layout.cut)
-    tasks = 1 if kind == "single" else layout.cut.ranks // layout.allocation.nodes
+    kind = step_kind(engine, layout)
+    one = kind in ("single", "per-node")
+    tasks = 1 if one else layout.cut.ranks // layout.allocation.nodes
     return Step(kind=kind, nodes=layout.allocation.nodes, tasks_per_node=tasks)
 
 
@@ -368,7 +362,7 @@ def _check_launch(r: _Resolver, step: Step, runtime: WorkRuntime) -> None:
     launcher = r.site.launch.with_
     if step.tasks > 1 and launcher == "none":
         message = (
-            f"a step of {step.tasks} ranks needs a launcher, and site {r.site.name} has none "
+            f"a step of {step.tasks} tasks needs a launcher, and site {r.site.name} has none "
             "(launch.with: none)"
         )
         hint = "set tp and pp to 1 here, or use a site with srun or mpirun"

@@ -28,7 +28,7 @@ __all__ = [
     "WorkRuntime",
 ]
 
-StepKind = Literal["single", "leader", "spmd"]
+StepKind = Literal["single", "leader", "spmd", "per-node"]
 Launcher = Literal["srun", "mpirun", "none"]
 
 
@@ -294,6 +294,12 @@ class Plan:
     settings: tuple[str, ...] = ()
     engine_options: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+
+    def task(self, replica: int, number: int) -> tuple[Placement, ...]:
+        """The ranks of one task of a replica's step, which are neighbours on one node."""
+        ranks = self.layout.replica(replica)
+        each = len(ranks) // self.step.tasks
+        return ranks[number * each : (number + 1) * each]
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -103,10 +103,21 @@ def worker_name(job: str, restart: int, replica: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankReport:
-    """Where a rank really sits, as its wrapper saw it. ``gpus`` are CUDA's ids, None on CPUs."""
+    """Where a task's ranks really sit, as their wrapper saw it.
+
+    Attributes
+    ----------
+    rank, tp_rank, pp_rank
+        The first rank of this task.
+    last_rank
+        The last one: the same unless the task starts several itself.
+    gpus
+        CUDA's ids of the GPUs that its replica has on this node, None on CPUs.
+    """
 
     replica: int
     rank: int
+    last_rank: int
     tp_rank: int
     pp_rank: int
     host: str

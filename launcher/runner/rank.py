@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import HpcLlmError, Problem, RunError
-from launcher.plan.types import Plan
+from launcher.plan.types import Placement, Plan
 from launcher.process import adopt_orphans, descendants, kill
 from launcher.rundir import RunDir
 from launcher.runner.__main__ import (
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         environ = _environment(plan, args.replica, ids)
         command = [sys.executable, "-m", "launcher.runner", *_forwarded(args)]
         code, told = _supervise([*command, "--rank", str(rank)], environ)
-        problems = _death(code, rank)
+        problems = _death(code, plan.task(args.replica, rank))
         # Slurm's TERM reaches the child too, perhaps before this process has noted its own.
         if problems and (told or code == -signal.SIGTERM):
             # Ended before it could say so. A later rank says nothing: why is known elsewhere.
@@ -66,17 +66,19 @@ def _environment(plan: Plan, replica: int, ids: RankIds) -> dict[str, str]:
     Says in the log where the rank sits.
     """
     environ = dict(os.environ)
-    ranks = plan.layout.replica(replica)
-    placement = ranks[ids.rank]
+    own = plan.task(replica, ids.rank)
+    placement = own[0]
     # A machine without a scheduler is the run's own.
     whole = plan.layout.allocation.whole_node or plan.scheduler == "local"
+    ranks = plan.layout.replica(replica)
     gpus = visible_gpus(ranks, placement.node, whole_node=whole, environ=environ)
     if gpus is not None:
         # Slurm numbers GPUs by PCI bus; CUDA's own default order is by speed.
         environ.update(CUDA_VISIBLE_DEVICES=gpus, CUDA_DEVICE_ORDER="PCI_BUS_ID")
     report = RankReport(
         replica=replica,
-        rank=ids.rank,
+        rank=placement.rank,
+        last_rank=own[-1].rank,
         tp_rank=placement.tp_rank,
         pp_rank=placement.pp_rank,
         host=socket.gethostname(),
@@ -140,13 +142,15 @@ def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int,
     return code, told
 
 
-def _death(code: int, rank: int) -> list[Problem]:
+def _death(code: int, ranks: Sequence[Placement]) -> list[Problem]:
     """What to say of a child that ended without an outcome of its own."""
     if code in EXIT_CODES.values():
         return []
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
     hint = "look at the end of the step's log; SIGKILL is often the kernel being out of memory"
-    return [Problem("run.died", f"rank {rank} on {socket.gethostname()} {how}", hint=hint)]
+    first, last = ranks[0].rank, ranks[-1].rank
+    who = f"rank {first}" if first == last else f"the process of ranks {first}-{last}"
+    return [Problem("run.died", f"{who} on {socket.gethostname()} {how}", hint=hint)]
 
 
 if __name__ == "__main__":

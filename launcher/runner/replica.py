@@ -232,6 +232,7 @@ def engine_setup(task: ReplicaTask, plan: Plan, rank: int) -> EngineSetup:
         options=plan.engine_options,
         threads=max(1, cores // sharing),
         rank=rank,
+        tasks=plan.step.tasks,
         meeting=task.meeting if plan.step.tasks > 1 else None,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cli_driving import Cli
+from fake_mpirun import write_mpirun
 from gpu_runs import GpuRun, render, wait_until
 
 pytestmark = [pytest.mark.timeout(400)]
@@ -210,6 +211,38 @@ def test_mpirun_starts_a_replica_of_two_gpus_too(
     run = ask(cli, tmp_path / "mpi", vllm, wide, parallelism={"tp": 2}, launch=mpirun)
     check_answers(run.complete())
     assert run.gpus() == ["0,1"]
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Path:
+    """Where an mpirun is that starts a task on each of two "nodes" of one GPU."""
+    return write_mpirun(tmp_path / "bin", ("0", "1"))
+
+
+@pytest.mark.multigpu
+@pytest.mark.parametrize("cut", [{"pp": 2}, {"tp": 2}])
+def test_two_nodes_of_one_gpu_answer_rightly(
+    cli: Cli, tmp_path: Path, vllm: str, wide: Path, two_nodes: Path, cut: dict[str, int]
+) -> None:
+    job: dict[str, Any] = {"parallelism": cut, "allow": ["tp-over-fabric"]}
+    run = ask(cli, tmp_path / "nodes", vllm, wide, mpirun_of_nodes=two_nodes, **job)
+    check_answers(run.complete())
+    assert run.gpus() == ["0", "1"]
+
+
+@pytest.mark.multigpu
+@pytest.mark.timeout(700)
+def test_a_later_node_that_is_killed_is_named_and_takes_the_first_one_along(
+    cli: Cli, tmp_path: Path, vllm: str, wide: Path, two_nodes: Path
+) -> None:
+    job: dict[str, Any] = {"parallelism": {"pp": 2}, "mpirun_of_nodes": two_nodes}
+    run = tell(cli, tmp_path / "nodes", vllm, wide, 3000, **job)
+    started = run.start()
+    wait_until(lambda: len(run.parts()) >= 5, "five parts", run)
+    os.kill(started.find(lambda words: is_runner(words) and words[-2] == "1"), signal.SIGKILL)
+    assert started.ended() == 7, run.log_tail()
+    assert codes(run) == ["run.died"], run.log_tail()
+    check_stories(run, run.complete())
 
 
 @pytest.mark.multigpu

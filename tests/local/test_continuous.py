@@ -108,6 +108,53 @@ def test_tokens_are_counted_as_they_come(smollm2: Path) -> None:
     with_engine(smollm2, body, **CONTINUOUS, max_batch_size=2)
 
 
+@pytest.fixture
+def small_cache(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Positions of a cache that is too small for all rows, in steps of eight tokens."""
+    from transformers import ContinuousBatchingConfig as Config
+
+    made = Config.__post_init__
+    page = "page_size" if "page_size" in Config.__dataclass_fields__ else "block_size"
+
+    def made_small(config: Any) -> None:
+        made(config)
+        vars(config).update({page: 4, "num_blocks": 10, "max_batch_tokens": 8})
+
+    monkeypatch.setattr(Config, "__post_init__", made_small)
+    return 40
+
+
+def test_rows_that_lose_their_place_in_a_full_cache_draw_on(
+    tiny: Path, small_cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.generation.continuous_batching.requests import RequestState
+
+    rows = [
+        text(str(n), " the" * (6 + 3 * n), max_tokens=16, temperature=1.0, seed=n) for n in range(4)
+    ]
+    again: list[str] = []
+    restart = RequestState.create_equivalent_initial_request
+
+    def noted(state: RequestState) -> RequestState:
+        again.append(state.request_id)
+        return restart(state)
+
+    monkeypatch.setattr(RequestState, "create_equivalent_initial_request", noted)
+
+    async def body(engine: Engine) -> None:
+        full = await engine.generate(text("full", " the" * 5, max_tokens=1000))
+        assert full.prompt_tokens + full.completion_tokens == small_cache
+        alone = [await engine.generate(row) for row in rows]
+        assert not again
+        assert await answers(engine, rows) == alone
+        assert again
+        with pytest.raises(RowError) as err:
+            await engine.generate(text("long", " the" * small_cache))
+        assert err.value.code == "prompt_too_long"
+
+    with_engine(tiny, body, **CONTINUOUS)
+
+
 def test_closing_fails_what_runs_and_what_waits(smollm2: Path) -> None:
     async def body(engine: Engine) -> None:
         rows = [text(str(n), "One, two,", max_tokens=5000) for n in range(3)]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import team_ranks
 
+from launcher.engines import meeting as meeting_module
 from launcher.engines import team as team_module
 from launcher.engines.base import EngineSetup
 from launcher.engines.causal_lm import TransformersOptions, load
@@ -72,7 +73,8 @@ def cut(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 @pytest.fixture
 def hurried(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody will come, a second is enough to find out."""
-    monkeypatch.setattr(team_module, "MEET_S", 1.0)
+    for module in (team_module, meeting_module):
+        monkeypatch.setattr(module, "MEET_S", 1.0)
 
 
 def rendezvous_problem(rank: int, world: int, meeting: Path | None) -> str:

@@ -64,8 +64,9 @@ def asked(
 
 
 def step(engine: str, layout: Layout) -> Step:
-    kind = step_kind(engine, layout.cut)
-    tasks = 1 if kind == "single" else layout.cut.ranks // layout.allocation.nodes
+    kind = step_kind(engine, layout)
+    one = kind in ("single", "per-node")
+    tasks = 1 if one else layout.cut.ranks // layout.allocation.nodes
     return Step(kind=kind, nodes=layout.allocation.nodes, tasks_per_node=tasks)
 
 
@@ -175,3 +176,9 @@ def test_cpus_of_a_task_are_those_of_its_ranks() -> None:
     single = Step(kind="single", nodes=1, tasks_per_node=1)
     leader = Step(kind="leader", nodes=1, tasks_per_node=4)
     assert (cpus_per_task(layout, single), cpus_per_task(layout, leader)) == (32, 8)
+
+
+def test_a_task_a_node_has_the_cpus_of_the_ranks_on_its_node() -> None:
+    found = dict(asked(cut=Cut(tp=4, pp=4), engine="vllm", slots=4))
+    assert found["--nodes"] == "4"
+    assert (found["--ntasks-per-node"], found["--cpus-per-task"]) == ("1", "48")

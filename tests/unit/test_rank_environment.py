@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from run_making import make_plan
 
 from launcher.errors import RunError
 from launcher.plan.layout import NodeShape, lay_out
-from launcher.plan.types import Cut
+from launcher.plan.types import Cut, Step
 from launcher.runner.identity import RankIds
-from launcher.runner.rank import _environment
+from launcher.runner.rank import _check_world, _environment
 
 FIRST = RankIds(0, 1, 0)
 ONE_OF_TWO = lay_out(Cut(), 1, NodeShape(slots=2, slots_all=2, has_gpus=True))
@@ -32,3 +34,20 @@ def test_part_of_a_slurm_node_is_not_taken_by_guess(monkeypatch: pytest.MonkeyPa
 def test_the_rank_says_where_it_sits(capsys: pytest.CaptureFixture[str]) -> None:
     _environment(make_plan(scheduler="local"), 0, FIRST)
     assert capsys.readouterr().out.startswith('hpc-llm rank {"replica": 0, "rank": 0, ')
+
+
+def test_a_task_of_several_ranks_says_which_and_sees_the_gpus_of_its_node(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    layout = lay_out(Cut(tp=2, pp=3), 1, NodeShape(slots=2, slots_all=8, has_gpus=True))
+    step = Step(kind="per-node", nodes=3, tasks_per_node=1)
+    plan = make_plan(scheduler="slurm", layout=layout, step=step)
+    last = RankIds(2, 3, 0)
+    _check_world(plan, last)
+    assert _environment(plan, 0, last)["CUDA_VISIBLE_DEVICES"] == "4,5"
+    report = json.loads(capsys.readouterr().out.removeprefix("hpc-llm rank "))
+    assert (report["rank"], report["last_rank"], report["pp_rank"]) == (4, 5, 2)
+    with pytest.raises(RunError) as caught:
+        _check_world(plan, RankIds(1, 3, 1))  # two on one node
+    assert [p.code for p in caught.value.problems] == ["run.placement-mismatch"]

@@ -10,7 +10,14 @@ from launcher.telemetry.ranks import read_ranks
 
 def said(rank: int, *, host: str = "node01", replica: int = 0) -> str:
     report = RankReport(
-        replica=replica, rank=rank, tp_rank=rank, pp_rank=0, host=host, gpus="0,1", cpus=4
+        replica=replica,
+        rank=rank,
+        last_rank=rank,
+        tp_rank=rank,
+        pp_rank=0,
+        host=host,
+        gpus="0,1",
+        cpus=4,
     )
     return report.line() + "\n"
 

@@ -9,7 +9,7 @@ import pytest
 from launcher.errors import PlanError, Problem
 from launcher.models.catalogue import BUILTIN
 from launcher.plan.resolve import Facts, Resolution, resolve
-from launcher.plan.types import WorkRuntime
+from launcher.plan.types import Step, StepKind, WorkRuntime
 from launcher.spec.rules import read_job, read_site
 from launcher.spec.source import overlay, parse, with_setting
 
@@ -142,9 +142,22 @@ def test_an_engine_is_not_cut_in_ways_it_cannot_do(axis: str) -> None:
     assert {code for code, _ in found} <= {"plan.engine-capability", "plan.ep-tp"}
 
 
-def test_an_engine_that_starts_its_own_workers_stays_on_its_node() -> None:
-    found = only("parallelism: {tp: 8, pp: 2}\n", engine="vllm")
-    assert found == ("plan.engine-nodes", "job.yaml:6:14")
+@pytest.mark.parametrize(
+    ("sizes", "kind", "nodes", "tasks_per_node"),
+    [
+        ("{tp: 8}", "single", 1, 1),
+        ("{tp: 8, pp: 2}", "per-node", 2, 1),
+        ("{tp: 4, pp: 3}", "per-node", 3, 1),
+    ],
+)
+def test_an_engine_that_starts_its_own_workers_has_one_task_a_node(
+    sizes: str, kind: StepKind, nodes: int, tasks_per_node: int
+) -> None:
+    plan = resolved(f"parallelism: {sizes}\n", engine="vllm").plan
+    assert plan.step == Step(kind=kind, nodes=nodes, tasks_per_node=tasks_per_node)
+    tasks = [plan.task(0, number) for number in range(nodes)]
+    assert [p for task in tasks for p in task] == list(plan.layout.placements)
+    assert [{p.node for p in task} for task in tasks] == [{node} for node in range(nodes)]
 
 
 @pytest.mark.parametrize(

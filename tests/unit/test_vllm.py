@@ -429,7 +429,7 @@ def test_before_its_start_and_after_its_end_it_answers_nothing(tmp_path: Path) -
     assert asyncio.run(work()) == ["engine.died"] * 2
 
 
-def test_it_has_no_further_ranks() -> None:
-    with pytest.raises(RunError, match="rank 0") as err:
+def test_on_one_node_it_has_one_process() -> None:
+    with pytest.raises(RunError, match="process 0") as err:
         follow("vllm", setup(None))
     assert err.value.problems[0].code == "engine.unavailable"

@@ -34,6 +34,9 @@ FUNCTIONS = [
     ("v1/metrics/loggers.py", "PrometheusStatLogger.record"),
     ("inputs/engine.py", "tokens_input"),
     ("engine/arg_utils.py", "EngineArgs.create_engine_config"),
+    ("v1/executor/multiproc_executor.py", "MultiprocExecutor.__init__"),
+    ("v1/executor/multiproc_executor.py", "MultiprocExecutor.start_worker_monitor"),
+    ("v1/executor/multiproc_executor.py", "MultiprocExecutor.shutdown"),
     ("exceptions.py", "VLLMValidationError.__init__"),
 ]
 FIELDS = [
@@ -75,6 +78,21 @@ READ = [
     ("envs.py", '"VLLM_ENGINE_READY_TIMEOUT_S"'),
     ("tokenizers/protocol.py", "def apply_chat_template("),
     ("v1/engine/input_processor.py", '"type" in prompt'),
+    ("envs.py", '"VLLM_HOST_IP"'),
+    ("utils/network_utils.py", "host_ip = envs.VLLM_HOST_IP"),
+]
+# Over several nodes: which ranks are whose, where they meet, what a process may see, and how the
+# executor of a later node ends.
+NODES = [
+    ("config/parallel.py", "self.node_rank % self.nnodes_within_dp"),
+    ("config/parallel.py", "self.world_size // self.nnodes_within_dp"),
+    ("v1/executor/multiproc_executor.py", "self.local_world_size * self.parallel_config.node_rank"),
+    ("v1/executor/multiproc_executor.py", "global_rank = global_start_rank + local_rank"),
+    ("v1/executor/multiproc_executor.py", 'getattr(_self, "shutting_down", False)'),
+    ("distributed/parallel_state.py", "the layout order is: ExternalDP x DP x PP x"),
+    ("distributed/parallel_state.py", "ip = parallel_config.master_addr"),
+    ("distributed/parallel_state.py", "port = parallel_config.master_port"),
+    ("distributed/device_communicators/shm_broadcast.py", "current_platform.device_count()"),
 ]
 
 
@@ -166,7 +184,7 @@ def _names(given: ast.Assign) -> list[ast.Name]:
     return [target for target in given.targets if isinstance(target, ast.Name)]
 
 
-@pytest.mark.parametrize(("file", "text"), [*TEXTS, *READ])
+@pytest.mark.parametrize(("file", "text"), [*TEXTS, *READ, *NODES])
 def test_what_is_looked_for_is_said(file: str, text: str) -> None:
     folder = real() / file.removesuffix("*")
     files = folder.rglob("*.py") if file.endswith("*") else [folder]
@@ -177,6 +195,19 @@ def test_what_is_looked_for_is_said(file: str, text: str) -> None:
     # A text may go on in the next literal of its statement.
     joined = [re.sub(r'"\s*f?"', "", source) for source in sources]
     assert any(text in source for source in joined)
+
+
+def test_a_later_node_starts_its_workers_as_its_own_command_does() -> None:
+    """``vllm serve --headless``: the same calls with the same arguments, in this order."""
+    found = ast.walk(function(real(), "entrypoints/cli/serve.py", "run_headless"))
+    calls = {ast.unparse(n): n.lineno for n in found if isinstance(n, ast.Call)}
+    wanted = [
+        "engine_args.create_engine_config(usage_context=usage_context, headless=True)",
+        "MultiprocExecutor(vllm_config, monitor_workers=False)",
+        "executor.start_worker_monitor(inline=True)",
+    ]
+    assert calls.keys() >= set(wanted)
+    assert sorted(wanted, key=calls.__getitem__) == wanted
 
 
 def test_its_options_are_those_of_the_table() -> None:

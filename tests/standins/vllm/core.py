@@ -1,12 +1,14 @@
 """What stands in for vLLM's EngineCore and its workers: processes that live, print and die.
 
-Started as ``python core.py PIPE START WORKERS STUBBORN``: with START ``ready`` it writes a byte to
-PIPE and lives until SIGTERM, or until ``die`` comes on its standard input; otherwise it fails as
-the cause START of `CAUSES` does. STUBBORN ignores SIGTERM, as a worker inside a kernel does.
+Started as ``python core.py PIPE START WORKERS STUBBORN PLACE``: with START ``ready`` it writes a
+byte to PIPE and lives until SIGTERM, or until ``die`` comes on its standard input; otherwise it
+fails as the cause START of `CAUSES` does. STUBBORN ignores SIGTERM, as a worker inside a kernel
+does. WORKERS are those of one node; over several they meet as PLACE says (see `workers`).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -47,9 +49,8 @@ CAUSES = {
 
 def say(level: str, text: str) -> None:
     # The prefix is vllm/utils/system_utils.py's, the rest vllm/logging_utils/formatter.py's.
-    print(
-        f"(EngineCore pid={os.getpid()}) {level} 11-23 02:19:55 [core.py:1231] {text}", flush=True
-    )
+    line = f"(EngineCore pid={os.getpid()}) {level} 11-23 02:19:55 [core.py:1231] {text}\n"
+    os.write(1, line.encode())
 
 
 def fail(cause: str) -> None:
@@ -68,7 +69,7 @@ def fail(cause: str) -> None:
 
 
 def main() -> None:
-    pipe, start, workers, stubborn = int(sys.argv[1]), *sys.argv[2:5]
+    pipe, start, count, stubborn, place = int(sys.argv[1]), *sys.argv[2:6]
     if stubborn == "1":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if start == "hang":
@@ -76,8 +77,13 @@ def main() -> None:
     if start != "ready":
         fail(start)
         sys.exit(1)
-    sleep = "import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(1e6)"
-    started = [subprocess.Popen([sys.executable, "-c", sleep]) for _ in range(int(workers))]
+    if place == "null":
+        sleep = "import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(1e6)"
+        started = [subprocess.Popen([sys.executable, "-c", sleep]) for _ in range(int(count))]
+    else:
+        import workers  # type: ignore[import-not-found]  # this file's neighbour
+
+        started = workers.start(0, json.loads(place), start)
     os.write(pipe, b"r")
     os.close(pipe)
     for line in sys.stdin:

@@ -28,6 +28,10 @@ class EngineArgs:
     distributed_executor_backend: str | None = None
     pipeline_parallel_size: int = 1
     tensor_parallel_size: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 29501
+    nnodes: int = 1
+    node_rank: int = 0
     data_parallel_size: int = 1
     enable_expert_parallel: bool = False
     _api_process_count: int = 1
@@ -65,9 +69,35 @@ class EngineArgs:
                 get_vocab_size=lambda: found.get("vocab_size", 512),
             ),
             scheduler_config=SimpleNamespace(max_num_seqs=sequences),
-            parallel_config=SimpleNamespace(world_size=self._world_size),
+            parallel_config=self._parallel_config(),
             args=self,
-            standin=found.get("standin", {}),
+            standin=(how := found.get("standin", {})),
+            headless=headless,
+            start=how.get("start_of_node", {}).get(str(self.node_rank), how.get("start", "ready")),
+        )
+
+    def _parallel_config(self) -> Any:
+        """``vllm/config/parallel.py``: what follows from the number of nodes."""
+        if self.nnodes > 1 and self.distributed_executor_backend != "mp":
+            raise ValueError(
+                "nnodes > 1 can only be set when distributed executor backend is mp, uni or "
+                "external_launcher."
+            )
+        assert self._world_size % self.nnodes == 0, (
+            f"world_size={self._world_size} must be divisible by nnodes={self.nnodes}."
+        )
+        local = self._world_size // self.nnodes
+        return SimpleNamespace(
+            world_size=self._world_size,
+            local_world_size=local,
+            nnodes=self.nnodes,
+            node_rank=self.node_rank,
+            place={
+                "world_size": self._world_size,
+                "local_world_size": local,
+                "address": self.master_addr,
+                "port": self.master_port,
+            },
         )
 
     @property

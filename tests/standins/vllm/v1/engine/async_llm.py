@@ -6,6 +6,7 @@ It answers with the text of its prompt, cut to ``max_tokens`` bytes, each byte a
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import subprocess
@@ -86,9 +87,10 @@ class AsyncLLM:
     def _start_core(self) -> subprocess.Popen[bytes]:
         ready, pipe = os.pipe()
         commands, self._commands = os.pipe()
-        start = self._how.get("start", "ready")
-        words = [str(pipe), start, str(self.vllm_config.parallel_config.world_size)]
+        config = self.vllm_config.parallel_config
+        words = [str(pipe), self.vllm_config.start, str(config.local_world_size)]
         words.append("1" if self._how.get("stubborn") else "0")
+        words.append(json.dumps(config.place if config.nnodes > 1 else None))
         process = subprocess.Popen(
             [sys.executable, core.__file__, *words],
             stdin=commands,

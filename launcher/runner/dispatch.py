@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -268,11 +267,12 @@ class Dispatcher:
 
     async def _keep_finished(self) -> None:
         """Write what is finished to the logs, every so often."""
-        synced_s = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        synced_s = clock()
         while True:
             await asyncio.sleep(FLUSH_S)
-            sync = time.monotonic() - synced_s >= SYNC_S
-            synced_s = time.monotonic() if sync else synced_s
+            sync = clock() - synced_s >= SYNC_S
+            synced_s = clock() if sync else synced_s
             await asyncio.to_thread(_flush, list(self._open.values()), sync=sync)
 
     def _let_go(self) -> None:

@@ -5,6 +5,7 @@
 ``in-order``    one list for all replicas, row by row: what no knowledge of lengths gives at best
 ``longest``     the same, the longest row first: all lengths known
 ``longest:N``   each replica has N rows before it, of which it takes the longest first
+``fitting``     the longest row that a replica of its speed can end by the bound, else the shortest
 ``shared:N``    the longest of the next N rows that nobody has taken
 
 Rows that a dead replica had are taken by the others at once, as if its death were known.
@@ -14,15 +15,16 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from launcher.engines.base import Engine, Request
 from launcher.plan.types import Sampling
 
-__all__ = ["FIXED_WAYS", "Order", "feed", "order_of"]
+__all__ = ["FIXED_WAYS", "Order", "feed", "know_end", "order_of"]
 
-FIXED_WAYS = ("static", "barriers", "in-order", "longest")
+FIXED_WAYS = ("static", "barriers", "in-order", "longest", "fitting")
 READ_ROWS = 64
 
 
@@ -86,6 +88,22 @@ class Order:
 class Longest(Order):
     def sequence(self) -> Sequence[int]:
         return sorted(range(len(self.costs)), key=lambda row: -self.costs[row])
+
+
+class Fitting(Order):
+    """``most`` says how many tokens a replica can still give one row in time."""
+
+    most: Callable[[int], float]
+
+    def __init__(self, costs: Sequence[int], replicas: int) -> None:
+        super().__init__(costs, replicas)
+        self._rising = sorted((cost, row) for row, cost in enumerate(costs))
+
+    def take(self, replica: int) -> int | None:
+        if not self._rising:
+            return None
+        fits = bisect_right(self._rising, (self.most(replica), len(self.costs)))
+        return self._rising.pop(max(0, fits - 1))[1]
 
 
 class Static(Order):
@@ -157,7 +175,15 @@ def order_of(way: str, costs: Sequence[int], replicas: int, units: Sequence[int]
         return Ahead(costs, replicas, int(number), together=name == "shared")
     if way == "barriers":
         return Barriers(costs, replicas, units)
-    return {"static": Static, "in-order": Order, "longest": Longest}[way](costs, replicas)
+    fixed = {"static": Static, "in-order": Order, "longest": Longest, "fitting": Fitting}
+    return fixed[way](costs, replicas)
+
+
+def know_end(order: Order, end_s: float, speeds: Sequence[float], step_s: float) -> None:
+    """Tell ``fitting`` when all should have ended, and how fast the replicas are."""
+    if isinstance(order, Fitting):
+        clock = asyncio.get_running_loop().time
+        order.most = lambda replica: (end_s - clock()) * speeds[replica] / step_s
 
 
 async def feed(engine: Engine, texts: Sequence[str], order: Order, replica: int) -> None:

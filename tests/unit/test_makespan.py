@@ -11,7 +11,7 @@ from simulated_engine import Cost, SimulatedEngine
 from virtual_time import run
 
 from benchmarks.makespan import Replica, Scenario, bound_s, simulate
-from benchmarks.makespan_ways import Order, order_of
+from benchmarks.makespan_ways import FIXED_WAYS, Order, order_of
 from launcher.engines.base import Completion, Request
 from launcher.errors import RowError, RunError
 from launcher.plan.types import Sampling
@@ -177,7 +177,7 @@ def test_dispatchers_answer_each_row_once_and_take_the_same_time_again(
     assert simulate(scenario, "dispatcher").makespan_s == found.makespan_s
 
 
-@pytest.mark.parametrize("way", ["static", "barriers", "in-order", "longest", "longest:8"])
+@pytest.mark.parametrize("way", [*FIXED_WAYS, "longest:8"])
 def test_no_way_is_below_the_bound(way: str) -> None:
     found = simulate(small("all"), way)
     assert found.ratio >= 1

@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv local demo demo-slurm cluster-up cluster-down lint test test-here test-slurm test-gpu test-fast torture bench lock clean
+.PHONY: help venv local demo demo-slurm cluster-up cluster-down lint test test-here test-slurm test-gpu test-fast torture bench makespan lock clean
 
 PYTHON ?= python3
 # What pip gets for torch, the one package that the constraints leave open, because the build is
@@ -81,6 +81,9 @@ torture: venv ## workers killed and stopped at random for MINUTES, and at every 
 
 bench: venv ## how long the commands take to start, and what they import
 	$(BIN)/python benchmarks/cli_start.py
+
+makespan: venv ## how long runs of 16 simulated replicas take, against the least that they could
+	$(BIN)/python benchmarks/makespan.py
 
 lock: ## pin the newest versions anew, for the Python that PYTHON names
 	$(LOCK) --upgrade pyproject.toml --group dev --output-file $(DEV_LOCK)

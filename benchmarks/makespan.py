@@ -242,7 +242,7 @@ async def by_dispatchers(
     dispatch.POLL_S = IDLE_POLL_S
     make_run(folder / "run", identity)
     published: list[float] = []
-    one = functools.partial(one_dispatcher, folder, identity, published)
+    one = functools.partial(one_dispatcher, folder, identity, published, len(replicas))
     engines = [engine_of(scenario, replica, use) for replica in replicas]
     await together([one(number, engine) for number, engine in enumerate(engines)], replicas)
     return max(published)
@@ -252,6 +252,7 @@ async def one_dispatcher(
     folder: Path,
     identity: RunIdentity,
     published: list[float],
+    replicas: int,
     number: int,
     engine: SimulatedEngine,
 ) -> None:
@@ -259,6 +260,7 @@ async def one_dispatcher(
     loop = asyncio.get_running_loop()
     worker = f"1.0.s{number}"
     dispatcher = scene_of(folder, identity, worker).dispatcher
+    dispatcher.replicas = replicas
     dispatcher.leases.clock = loop.time
     dispatcher.published = lambda _: published.append(loop.time())
     async with beating(dispatcher.run, worker):
@@ -266,8 +268,13 @@ async def one_dispatcher(
             if open_pass(dispatcher.run, identity) is None:
                 return
             await asyncio.sleep(IDLE_POLL_S)
-        window = (await engine.start()).max_in_flight
-        await dispatcher.work(engine, window, first)
+        keeper = EngineKeeper("simulated", lambda: engine, say=lambda _: None)
+        await keeper.start()
+        rows = InThread(identity)
+        try:
+            await dispatcher.work(keeper, rows, first)
+        finally:
+            rows.close()
 
 
 @contextlib.asynccontextmanager

@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, now_s: float) -> None:
         self._since_s = now_s
-        self._seen: tuple[float, ...] | None = None
+        self._seen: tuple[float, ...] = ()
         self._longest_gap_s = 0.0
         self._signs = 0
 

@@ -47,6 +47,8 @@ from launcher.process import ProcessIds  # noqa: E402
 from launcher.rundir import RunDir  # noqa: E402
 from launcher.rundir import replace as replace_file  # noqa: E402
 from launcher.runner import dispatch  # noqa: E402
+from launcher.runner.keeper import EngineKeeper  # noqa: E402
+from launcher.runner.preparing import InThread  # noqa: E402
 
 DISPATCHER = "dispatcher"
 SLOW, LATE_S, DIES_AT = 0.7, 60.0, 0.5  # the latter of the run's own least time

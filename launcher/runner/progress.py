@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, now_s: float) -> None:
         self._since_s = now_s
-        self._seen: tuple[float, ...] = ()
+        self._seen: tuple[float, float, float] | None = None
         self._longest_gap_s = 0.0
         self._signs = 0
 
@@ -35,7 +35,7 @@ class Progress:
         stats
             The engine's; ``iterations`` and ``generated_tokens`` tell that it works.
         """
-        seen = rows, stats.get("iterations", 0.0), stats.get("generated_tokens", 0.0)
+        seen = (rows, stats.get("iterations", 0.0), stats.get("generated_tokens", 0.0))
         gap_s = now_s - self._since_s
         if seen != self._seen:
             if self._signs > 1:  # the first is the look at an engine that was idle

@@ -252,6 +252,7 @@ def _identity(
         prompt=job.input.prompt,
         messages=tuple((m.role, m.content) for m in job.input.messages or ()),
         chat=job.input.chat,
+        too_long=job.input.too_long,
     )
     return RunIdentity(
         name=job.name,

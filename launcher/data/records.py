@@ -68,6 +68,8 @@ class RowHead(NamedTuple):
         Whether it is an OpenAI line that asks for a bare completion.
     kept
         The fields to repeat under ``input``, None for no such key.
+    truncated
+        Tokens by which the prompt was cut.
     """
 
     file: int
@@ -75,6 +77,7 @@ class RowHead(NamedTuple):
     id: str | None = None
     bare: bool = False
     kept: Mapping[str, Any] | None = None
+    truncated: int = 0
 
 
 def head_of(row: Row, keep: tuple[str, ...] | Literal["all", "none"] = "none") -> RowHead:
@@ -113,6 +116,7 @@ def ok_row(head: RowHead, answer: Answer, *, plan: str) -> dict[str, Any]:
             "total_tokens": answer.prompt_tokens + answer.completion_tokens,
         },
         "finish_reason": answer.finish_reason,
+        **({"truncated_prompt_tokens": head.truncated} if head.truncated else {}),
         "plan": plan,
         **({} if head.kept is None else {"input": head.kept}),
     }

@@ -24,10 +24,12 @@ __all__ = [
     "Sampling",
     "Step",
     "StepKind",
+    "TooLong",
     "UnitGrid",
     "WorkRuntime",
 ]
 
+TooLong = Literal["error", "truncate-left", "truncate-right"]
 StepKind = Literal["single", "leader", "spmd", "per-node"]
 Launcher = Literal["srun", "mpirun", "none"]
 
@@ -46,11 +48,15 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSpec:
-    """How a row becomes a prompt: one text template, chat turns, or the row's own fields."""
+    """How a row becomes a prompt: one text template, chat turns, or the row's own fields.
+
+    ``too_long`` says what becomes of one that the model cannot take.
+    """
 
     prompt: str | None = None
     messages: tuple[tuple[str, str], ...] = ()
     chat: bool = True
+    too_long: TooLong = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +157,7 @@ class RunIdentity:
                 prompt=prompt["prompt"],
                 messages=tuple((role, content) for role, content in prompt["messages"]),
                 chat=prompt["chat"],
+                too_long=prompt.get("too_long", "error"),
             ),
             sampling=Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
             grid=UnitGrid(**data["grid"]),

@@ -23,6 +23,7 @@ from launcher.errors import Problem, RowError, RunError
 from launcher.plan.types import RunIdentity
 from launcher.rundir import RunDir
 from launcher.runner.breaker import Breaker
+from launcher.runner.fitting import fitted
 from launcher.runner.inflight import InFlight
 from launcher.runner.keeper import EngineKeeper
 from launcher.runner.preparing import Rows
@@ -210,11 +211,12 @@ class Dispatcher:
             await self._unless_failed(first)
         assert self._pass is not None  # noqa: S101 - the unit was claimed in it
         wanted = await asyncio.to_thread(self._pass.wanted, unit.unit)
+        limit = self._keeper.capabilities.max_seq_len
         self._unit_rows = 0
         while batch := await self._unless_failed(self._rows.some(unit.unit)):
             for prepared in batch:
                 if wanted is None or prepared.head[:2] in wanted:
-                    self._take_in(prepared, unit)
+                    self._take_in(fitted(prepared, limit, self.identity.prompt.too_long), unit)
             self._pump()
             await self._room_for_more()
             if self._leaving:

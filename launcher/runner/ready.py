@@ -37,15 +37,12 @@ class Prepared:
     ----------
     size
         Tokens of the prompt; a guess as long as it is no list of ids.
-    dropped
-        Tokens by which the prompt was cut to fit.
     """
 
     head: RowHead
     request: Request | None = None
     error: RowError | None = None
     size: int = 0
-    dropped: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -47,6 +47,9 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     newlines
         Whether fields of CSV files may hold line breaks. ``false`` promises that they do not:
         then a large file can be entered anywhere.
+    too_long
+        What becomes of a prompt that is longer than the model takes: an ``error``, or it is cut
+        at its beginning or end, chat template included; the row says by how many tokens.
     order
         Which rows go first: ``auto`` those with the longest answers, as far as that is learned;
         ``input`` as they come; ``random``. It changes no answer, nor the order of the output.
@@ -57,6 +60,7 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     messages: list[Message] | None = None
     chat: bool = True
     newlines: bool = True
+    too_long: Literal["error", "truncate-left", "truncate-right"] = "error"
     order: Literal["auto", "input", "random"] = "auto"
 
 

@@ -114,6 +114,8 @@ class VllmEngine:
             max_in_flight=window(vllm.max_num_seqs),
             chat_template=getattr(vllm.tokenizer, "chat_template", None) is not None,
             max_seq_len=vllm.max_model_len,
+            queues=True,
+            kv_tokens=vllm.kv_tokens,
         )
 
     def _start(self, overheard: Overheard, begun: Future[Started]) -> None:

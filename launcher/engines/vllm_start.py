@@ -60,6 +60,8 @@ class Started:
     refusals
         What vLLM raises for a request that it will not take. Up to 0.24 that is `ValueError`
         and its kin; in 0.33 ``VLLMClientError``, which is none.
+    kv_tokens
+        What the KV cache holds, where vLLM has counted it (0.24, ``vllm/config/cache.py``).
     max_model_len, max_num_seqs, vocabulary
         Tokens of a sequence, sequences of a step, token ids.
     """
@@ -72,6 +74,7 @@ class Started:
     max_model_len: int
     max_num_seqs: int
     vocabulary: int
+    kv_tokens: int | None
 
 
 def check_owned(options: Mapping[str, Any]) -> None:
@@ -182,6 +185,7 @@ def _started(llm: Any) -> Started:
         max_model_len=model.max_model_len,
         max_num_seqs=llm.vllm_config.scheduler_config.max_num_seqs,
         vocabulary=model.get_vocab_size(),
+        kv_tokens=getattr(llm.vllm_config.cache_config, "kv_cache_size_tokens", None),
     )
 
 

@@ -179,7 +179,9 @@ def test_the_window_keeps_a_full_step_and_some_waiting(tmp_path: Path) -> None:
 
     model = write_checkpoint(tmp_path)
     found = asyncio.run(using(setup(model), work))
-    assert found == Capabilities(max_in_flight=1280, chat_template=True, max_seq_len=64)
+    assert found == Capabilities(
+        max_in_flight=1280, chat_template=True, max_seq_len=64, queues=True
+    )
     assert asyncio.run(using(setup(model, max_num_seqs=8), work)).max_in_flight == 40
 
 

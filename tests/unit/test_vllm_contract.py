@@ -68,6 +68,7 @@ READ = [
     ("v1/metrics/stats.py", "kv_cache_usage"),
     ("v1/metrics/stats.py", "num_generation_tokens"),
     ("config/model.py", "def get_vocab_size(self)"),
+    ("config/vllm.py", "cache_config: CacheConfig"),
     ("config/model.py", "skip_tokenizer_init"),
     ("config/scheduler.py", "max_num_seqs"),
     ("platforms/interface.py", "def is_cuda_alike(self)"),

@@ -68,6 +68,7 @@ class EngineArgs:
                 skip_tokenizer_init=self.skip_tokenizer_init,
                 get_vocab_size=lambda: found.get("vocab_size", 512),
             ),
+            cache_config=SimpleNamespace(kv_cache_size_tokens=None),
             scheduler_config=SimpleNamespace(max_num_seqs=sequences),
             parallel_config=self._parallel_config(),
             args=self,

@@ -162,9 +162,16 @@ class VllmEngine:
     async def close(self) -> None:
         self._gone = _died("the engine was closed")
         self._closing.set()
-        if self._lead is not None:
-            self._lead.release()
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        if self._lead is not None:
+            self._lead.announce_end()
+        try:
+            await self._end_processes()
+        finally:
+            if self._lead is not None:
+                self._lead.release()
+
+    async def _end_processes(self) -> None:
         if self._starting is None or self._overheard is None:
             return
         workers = descendants()

@@ -3,7 +3,8 @@
 vLLM is told where its workers meet, and offers those of later nodes no way to end: there
 ``vllm serve --headless`` waits until its own workers die (vllm/entrypoints/cli/serve.py,
 ``run_headless``). So each later process holds a connection to the first one, the tether. A word
-on it is an orderly end; its end without one means that the first process is gone.
+on it announces an orderly end, which its own end is; that without a word means that the first
+process is gone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ FIRST_WORD_S = 3.0
 _POLL_S = 0.2
 _HELLO_S = 5.0
 _ENDING_S = 1.0
+# The first process has killed by then what it could not end.
+_PARTING_S = 30.0
 _MOST_HELLO_BYTES = 512
 _END = b"end\n"
 _MAY_FOLLOW = {"engine.died", "engine.model", "gpu.failed"}
@@ -90,13 +93,21 @@ class Lead:
         # All of them are on this machine: which of its addresses they take is the same to them.
         return _node(self._setup, "127.0.0.1", port)
 
-    def release(self) -> None:
-        """Let the others end, in order."""
+    def announce_end(self) -> None:
+        """Tell the others that whatever ends from now on does so in order.
+
+        They wait for `release`: vLLM's first process would call it a failure if they went before.
+        """
         with self._changing:
             self._released = True
             for follower in self._followers.values():
                 with suppress(OSError):  # it has ended before
                     follower.sendall(_END)
+
+    def release(self) -> None:
+        """Let the others go."""
+        with self._changing:
+            self._released = True
             for held in (*self._followers.values(), *self._sockets):
                 held.close()
 
@@ -140,6 +151,8 @@ def follow(setup: EngineSetup) -> None:
         workers.start()
         try:
             _hold(tether, workers)
+            workers.forgive()
+            _has_ended(tether, _PARTING_S)  # at once where no word has announced it
         finally:
             workers.end(others)
             overheard.stop()
@@ -166,11 +179,15 @@ class _Workers(threading.Thread):
             died = death_of(self._overheard.settled(), exc)
             self.failure = RunError(_here(self._setup, died))
 
-    def end(self, others: frozenset[tuple[int, int]]) -> None:
-        """Kill them; again, as there may be new ones meanwhile, while they are being started."""
+    def forgive(self) -> None:
+        """They may end now."""
         if self._executor is not None:
             # Its monitor is not to call that a failure (start_worker_monitor looks at this).
             self._executor.shutting_down = True
+
+    def end(self, others: frozenset[tuple[int, int]]) -> None:
+        """Kill them; again, as there may be new ones meanwhile, while they are being started."""
+        self.forgive()
         given_up_s = time.monotonic() + _ENDING_S
         kill(descendants() - others)
         while self.is_alive() and time.monotonic() < given_up_s:

@@ -117,7 +117,8 @@ def test_two_nodes_answer_as_one_and_a_later_start_has_nothing_to_do(
     seen = {report["host"]: report["gpus"].split(",") for report in used.reports(job)}
     assert all(gpu == seen[host][int(rank) % 2] for rank, host, gpu, _ in found)
     assert used.user.ended(job)[0] == "COMPLETED"
-    assert "died" not in log
+    assert not list(used.user.run.glob("jobs/*.died"))
+    assert "EngineDeadError" not in log
 
     (used.user.run / "DONE").unlink()
     words = ("sbatch", "--parsable", str(used.user.run / "script.sh"))

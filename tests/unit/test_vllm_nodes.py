@@ -102,8 +102,11 @@ def test_who_has_come_is_held_until_the_first_one_lets_go(replica: Replica) -> N
     }
     assert os.environ["VLLM_HOST_IP"] == "127.0.0.1"  # by which they came
     assert not any(vllm_nodes._has_ended(tether, 0.05) for tether in replica.tethers)
-    replica.lead.release()
+    replica.lead.announce_end()
     assert [tether.recv(100) for tether in replica.tethers] == [b"end\n"] * 2
+    assert not any(vllm_nodes._has_ended(tether, 0.05) for tether in replica.tethers)
+    replica.lead.release()
+    assert [tether.recv(100) for tether in replica.tethers] == [b""] * 2
 
 
 def test_an_address_that_the_user_chose_stays(

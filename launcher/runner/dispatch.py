@@ -35,7 +35,7 @@ __all__ = ["Dispatcher", "Totals"]
 
 T = TypeVar("T")
 
-POLL_S = 1.0
+POLL_S, _MOST_POLL_S = 1.0, 5.0
 # A kill loses what was finished in the last FLUSH_S, the death of a node that of SYNC_S.
 FLUSH_S = 0.5
 SYNC_S = 5.0
@@ -189,13 +189,16 @@ class Dispatcher:
 
     async def _next(self) -> OpenUnit | None:
         """The next unit; waits while others still work on the last ones and might die."""
+        wait_s = POLL_S
         while not self._leaving:
             unit = await self._unless_failed(asyncio.to_thread(self.claim))
             if unit is not None:
                 return unit
             if self._left <= self._open.keys():  # all that is not published is answered here
                 return None
-            await self._unless_failed(asyncio.sleep(POLL_S))
+            await self._unless_failed(asyncio.sleep(wait_s))
+            # Each look opens the lease of every unit that is left, on a disk that all share.
+            wait_s = min(_MOST_POLL_S, wait_s * 1.5)
         return None
 
     @property

@@ -82,27 +82,29 @@ class Mortal:
 
     async def generate(self, request: Request) -> Completion:
         text = request.text or ""
-        if self._gone is not None:
-            raise RunError(self._gone)
+        self._check_alive()
         self._held[text] = asyncio.get_running_loop().create_future()
         self._world.held[self._number].append(list(self._held))
         try:
             await asyncio.wait([self._held[text]], timeout=self._world.took_s(text))
             if text in self._world.kill:
                 self._die()
-            if self._gone is not None:
-                if self._world.hang and text not in self._world.kill:
-                    await asyncio.sleep(NEVER_S)
-                raise RunError(self._gone)
+            if self._gone and self._world.hang and text not in self._world.kill:
+                await asyncio.sleep(NEVER_S)
+            self._check_alive()
             if left := self._world.fails.get(text):
                 raise RowError(left.pop(0), "it is")
             self._answers += 1
             if self._answers > self._world.dies_after.get(self._number, 10**9):
                 self._die()
-                raise RunError(Problem("engine.died", f"engine {self._number} is no more"))
+                self._check_alive()
         finally:
             del self._held[text]
         return Completion(text=text, finish_reason="stop", prompt_tokens=2, completion_tokens=3)
+
+    def _check_alive(self) -> None:
+        if self._gone is not None:
+            raise RunError(self._gone)
 
     def _die(self) -> None:
         self._gone = Problem("engine.died", f"engine {self._number} is no more")

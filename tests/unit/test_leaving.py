@@ -45,9 +45,12 @@ def work(
         def add(number: int, do: Callable[[float], None], patience_s: float) -> None:
             handlers[number] = partial(do, patience_s)
 
+        def tell(number: signal.Signals) -> None:
+            handlers[number]()
+
         monkeypatch.setattr(loop, "add_signal_handler", add)
         for at_s, number in signals.items():
-            loop.call_at(at_s, lambda number=number: handlers[number]())
+            loop.call_at(at_s, tell, number)
         if stopped_s is not None:
             loop.call_at(stopped_s, publish, found.run.stop_path, b"")
         return await _until_told_to_leave(task, plan, found.dispatcher), loop.time()

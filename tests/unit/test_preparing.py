@@ -72,7 +72,7 @@ def run_of(
 
 async def batches(rows: Rows, of: Sequence[int]) -> list[list[list[Prepared]]]:
     """By unit."""
-    found = []
+    found: list[list[list[Prepared]]] = []
     try:
         for unit in of:
             found.append([])

@@ -95,12 +95,14 @@ class Dispatcher:
     _quarantine: Quarantine = field(default_factory=Quarantine)
     _mending: asyncio.Task[None] | None = None
     _failure: asyncio.Future[None] | None = None
-    _failed: bool = False
+    _over: bool = False
 
     def leave(self) -> None:
         """Hand over no more rows; what is in flight may still end."""
         if self.phase == "running":
             self._room.set()
+        if self._mending is not None and not self._answering:
+            self._mending.cancel()  # nobody needs the engine that it starts
         self.phase = "leaving"
 
     async def work(self, keeper: EngineKeeper, rows: Rows, first: OpenUnit) -> bool:
@@ -149,6 +151,7 @@ class Dispatcher:
                     await self._drain()
                     unit = await self._next()  # the end of one pass may open another
         finally:
+            self._over = True  # those that are cancelled here give up their places to nobody
             for task in (*watching, *self._tasks, *self._answering):
                 task.cancel()
             if self._failure.done():
@@ -256,11 +259,9 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Give the engine what it can take."""
-        if self._quarantine and not self._halted:
-            if not self._flight.rows:
-                for waiting in self._quarantine.pop():
-                    self._submit(waiting)
-            return
+        if self._quarantine and not (self._halted or self._flight.rows):
+            for waiting in self._quarantine.pop():
+                self._submit(waiting)
         while self._ready and self._may(self._ready.peek().tokens):
             self._submit(self._ready.pop())
         self._room.set()
@@ -270,10 +271,11 @@ class Dispatcher:
 
     @property
     def _halted(self) -> bool:
-        return self._failed or self._mending is not None or self.phase == "leaving"
+        return self._over or self._mending is not None or self.phase == "leaving"
 
     def _submit(self, waiting: Waiting) -> None:
         self._flight.take(waiting.tokens)
+        self.totals.in_flight += 1
         self._start(self._answer(waiting), self._answering)
 
     async def _answer(self, waiting: Waiting) -> None:
@@ -298,6 +300,7 @@ class Dispatcher:
             self._fail(exc)
         finally:
             self._flight.give(waiting.tokens)
+            self.totals.in_flight -= 1
             self._pump()
 
     def _take_answer(self, waiting: Waiting, completion: Completion, took_s: float) -> None:
@@ -331,6 +334,8 @@ class Dispatcher:
 
     def _mend(self, died: RunError, *suspects: Waiting) -> None:
         """Have another engine started, unless one is; then try ``suspects`` apart."""
+        if self._over:
+            return
         if not self._keeper.mends(died):
             self._fail(died)
             return
@@ -348,13 +353,13 @@ class Dispatcher:
         if self._leaving:
             return
         await self._keeper.replace(died, progress=progress)
+        self._rows_at_start = self.totals.rows
         for waiting in self._quarantine.add(self._suspects):
             message = (
                 f"the engine died twice while it had this row alone: {died.problems[0].message}"
             )
             self._take_error(waiting, RowError("engine_crash", message))
         self._suspects = []
-        self._rows_at_start = self.totals.rows
         self._flight = InFlight(self._keeper.capabilities)
         self._progress = Progress(self._clock())
         self._mending = None
@@ -437,7 +442,7 @@ class Dispatcher:
             self._fail(failure)
 
     def _fail(self, failure: BaseException) -> None:
-        self._failed = True
+        self._over = True
         if self._failure is not None and not self._failure.done():
             self._failure.set_exception(failure)
 

@@ -43,6 +43,7 @@ class EngineKeeper:
         self._say = say
         self._left = restarts
         self._in_a_row = 0
+        self._first: RunError | None = None
         self.engine = make()
 
     async def start(self) -> Capabilities:
@@ -69,11 +70,14 @@ class EngineKeeper:
         Raises
         ------
         RunError
-            ``died``, when several in a row have done nothing; what the new engine raises.
+            When several in a row have done nothing, what the first of them died of; what the new
+            engine raises.
         """
         self._in_a_row = 1 if progress else self._in_a_row + 1
+        if self._first is None or progress:
+            self._first = died
         if self._in_a_row > _MOST_IN_A_ROW:
-            raise died
+            raise self._first
         self._left -= 1
         self._say(f"{died}; it is started again, {self._left} more times at most")
         self.engine = self._make()

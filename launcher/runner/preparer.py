@@ -24,13 +24,11 @@ def main(argv: Sequence[str]) -> None:
     setup = EngineSetup(
         model_path=plan.model_path, cut=plan.layout.cut, options=plan.engine_options
     )
-    with contextlib.suppress(EOFError, BrokenPipeError):  # nobody wants more
+    with contextlib.suppress(EOFError, ConnectionError):  # nobody wants more
         try:
-            encode = load_encoder(setup)
+            serve(pipe, run.identity(), load_encoder(setup), int(argv[2]), int(argv[3]))
         except HpcLlmError as exc:
             pipe.send(exc)
-            return
-        serve(pipe, run.identity(), encode, int(argv[2]), int(argv[3]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ that batches come in input order without anybody who sorts them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -102,8 +103,8 @@ class InProcesses:
         self._turn += 1
         batch = await asyncio.to_thread(worker.take)
         if not batch:
-            self._unit = None
             await asyncio.to_thread(self._to_the_end, worker)
+            self._unit = None
         return batch
 
     def close(self) -> None:
@@ -123,8 +124,9 @@ class _Worker:
     def __init__(self, arguments: Sequence[str]) -> None:
         self._pipe, theirs = Pipe()
         environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-        # Slurm signals every process of a step; a warning would be this one's death.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        # Slurm signals every process of a step; this one is to end after its replica, not before.
+        signals = {signal.SIGUSR1, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         try:
             self._process = subprocess.Popen(
                 [
@@ -142,10 +144,8 @@ class _Worker:
         theirs.close()
 
     def begin(self, unit: int) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it is gone; what it sent before says why
             self._pipe.send(unit)
-        except OSError as exc:
-            raise self._lost() from exc
 
     def take(self) -> list[Prepared]:
         try:
@@ -157,9 +157,9 @@ class _Worker:
         return found
 
     def end(self) -> None:
-        self._pipe.close()
         self._process.kill()
         self._process.wait()
+        self._pipe.close()  # a thread that reads it has come to its end
 
     def _lost(self) -> RunError:
         self._process.kill()

@@ -35,8 +35,7 @@ class Progress:
         stats
             The engine's; ``iterations`` and ``generated_tokens`` tell that it works.
         """
-        signs = stats.get("iterations", 0.0), stats.get("generated_tokens", 0.0)
-        seen: tuple[float, float, float] = (rows, *signs)
+        seen = (float(rows), stats.get("iterations", 0.0), stats.get("generated_tokens", 0.0))
         gap_s = now_s - self._since_s
         if seen != self._seen:
             if self._signs > 1:  # the first is the look at an engine that was idle

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.telemetry.metrics import Beat, WorkerLog, read_beats, read_parts
+from launcher.telemetry.metrics import (
+    Beat,
+    WorkerLog,
+    read_answer_p95_s,
+    read_beats,
+    read_parts,
+)
 
 COUNTS = {"ok": 2, "error": 1, "prompt_tokens": 10, "completion_tokens": 20}
 PART = {"overlay": 0, "unit": 3, **COUNTS}
@@ -65,3 +71,14 @@ def test_a_line_torn_by_a_full_disk_costs_only_itself(tmp_path: Path, torn: byte
 def test_no_workers_and_no_directory_are_no_lines(tmp_path: Path) -> None:
     assert list(read_parts(tmp_path)) == []
     assert list(read_beats(tmp_path / "missing")) == []
+
+
+def test_how_long_answers_took_is_that_of_the_slowest_worker_and_no_part(tmp_path: Path) -> None:
+    assert read_answer_p95_s(tmp_path) is None
+    for worker, p95_s in {"a": 3.04, "b": 12.25, "c": None}.items():
+        log = WorkerLog(tmp_path, worker)
+        log.part(PART)
+        assert read_answer_p95_s(tmp_path) == {"a": None, "b": 3.0, "c": 12.2}[worker]
+        log.close(answer_p95_s=p95_s)
+    assert read_answer_p95_s(tmp_path) == 12.2
+    assert [part["worker"] for part in read_parts(tmp_path)] == ["a", "b", "c"]

@@ -30,6 +30,7 @@ _Outcome = tuple[str, dict[str, Any]]
 RunState = Literal["ready", "queued", "running", "done", "cancelled", "stopped", "failed"]
 
 _STALE_S = 30.0
+_STEADY_S = 120.0
 _LOOK_S = 0.5
 
 
@@ -43,12 +44,20 @@ class RunStatus:
         Rows in published parts.
     rows_open
         Rows answered by live workers whose part is not out yet.
-    tokens_per_s
-        New tokens over the last minute, all live workers together.
+    rows_left
+        Rows that nobody has answered yet, about, or None while nothing tells; see `_Ahead`.
+    tokens_per_s, tokens_per_s_10m
+        New tokens over the last 1 and 10 minutes, all live workers together. A worker that has
+        not answered for 10 minutes counts with what it has.
+    in_flight, queued, kv_cache_usage
+        Of the live workers: rows in their engines, those of these that wait there, and the mean
+        share of their KV caches that is taken; None where no engine tells.
     state
         ``ready`` is written but never submitted; ``stopped`` left early and can be resumed.
     left_s
-        Expected time to the end by bytes of input, or None while nothing tells.
+        About how long it takes to the end by tokens, or None while nothing tells; see `_left_s`.
+    workers
+        What `read_beats` gives of each live worker, by replica, and ``age_s``, how old that is.
     jobs
         ``{id, state}`` of each job, oldest first, and why a queued one waits.
     problems
@@ -61,18 +70,40 @@ class RunStatus:
     rows_ok: int
     rows_error: int
     rows_open: int
+    rows_left: int | None
     units_done: int
     units_total: int
     bytes_done: int
     bytes_total: int
     prompt_tokens: int
     completion_tokens: int
-    tokens_per_s: float
     left_s: float | None
     workers: tuple[dict[str, Any], ...]
     jobs: tuple[dict[str, str], ...]
     problems: tuple[Problem, ...]
     max_bad_fraction: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        return round(sum(float(w["tokens_per_s"]) for w in self.workers), 1)
+
+    @property
+    def tokens_per_s_10m(self) -> float:
+        return round(sum(_long_rate(w) for w in self.workers), 1)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(w["in_flight"] for w in self.workers)
+
+    @property
+    def queued(self) -> int | None:
+        known = [w["queued"] for w in self.workers if w["queued"] is not None]
+        return round(sum(known)) if known else None
+
+    @property
+    def kv_cache_usage(self) -> float | None:
+        known = [w["kv_cache_usage"] for w in self.workers if w["kv_cache_usage"] is not None]
+        return round(sum(known) / len(known), 3) if known else None
 
     @property
     def ended(self) -> bool:
@@ -84,10 +115,15 @@ class RunStatus:
             "path": self.path,
             "state": self.state,
             "rows": {"ok": self.rows_ok, "error": self.rows_error, "open": self.rows_open},
+            "rows_left": self.rows_left,
             "units": {"done": self.units_done, "total": self.units_total},
             "bytes": {"done": self.bytes_done, "total": self.bytes_total},
             "tokens": {"prompt": self.prompt_tokens, "completion": self.completion_tokens},
             "tokens_per_s": self.tokens_per_s,
+            "tokens_per_s_10m": self.tokens_per_s_10m,
+            "in_flight": self.in_flight,
+            "queued": self.queued,
+            "kv_cache_usage": self.kv_cache_usage,
             "left_s": self.left_s,
             "workers": list(self.workers),
             "jobs": list(self.jobs),
@@ -123,21 +159,23 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
     work = _Work.of(run, identity)
     live = any(state.live for state in states.values())
     workers = _workers(run) if live and state != "done" else ()
+    open_rows = _open_rows(workers, parts)
+    ahead = _ahead(work, parts, workers, open_rows)
     return RunStatus(
         name=identity.name,
         path=str(run.path),
         state=state,
         rows_ok=counts.ok,
         rows_error=counts.error,
-        rows_open=_open_rows(workers, parts),
+        rows_open=open_rows,
+        rows_left=ahead.rows,
         units_done=len(work.done),
         units_total=len(work.all),
         bytes_done=work.bytes(work.done),
         bytes_total=work.bytes(work.all),
         prompt_tokens=counts.prompt_tokens,
         completion_tokens=counts.completion_tokens,
-        tokens_per_s=round(sum(w["tokens_per_s"] for w in workers), 1),
-        left_s=_left_s(work, workers, parts),
+        left_s=_left_s(ahead, workers),
         workers=workers,
         jobs=_jobs(refs, states, scheduler),
         problems=tuple(_problems(outcomes)) or _unstarted(run, state, newest, starts),
@@ -273,11 +311,10 @@ def _problems(outcomes: Iterable[_Outcome]) -> Iterable[Problem]:
 def _workers(run: RunDir) -> tuple[dict[str, Any], ...]:
     """How each live worker stands; ``age_s`` says how old its word is."""
     now = time.time()
-    beats = list(read_beats(run.path / "metrics"))
+    beats = [b for b in read_beats(run.path / "metrics") if now - b["time"] < _STALE_S]
     return tuple(
         {**beat, "age_s": round(max(0.0, now - beat["time"]), 1)}
-        for beat in beats
-        if now - beat["time"] < _STALE_S
+        for beat in sorted(beats, key=lambda beat: int(beat["replica"]))
     )
 
 
@@ -308,17 +345,78 @@ class _Work:
         spans = (grid.span(self.identity.grid, unit) for _, unit in units)
         return sum(end - start for start, end in spans)
 
+    def rows_per_byte(self, overlay: int) -> float | None:
+        """As the input files tell; None where they do not, and for an overlay: it has few rows."""
+        known = [entry.rows for entry in self.identity.inputs if entry.rows is not None]
+        if overlay or not known or len(known) < len(self.identity.inputs):
+            return None
+        return sum(known) / self.identity.grid.total_bytes
 
-def _left_s(
-    work: _Work,
-    workers: Iterable[dict[str, Any]],
-    parts: Iterable[dict[str, Any]],
-) -> float | None:
-    """Time left, from the bytes published since the live workers began to answer."""
-    begun = {w["worker"]: w["running_since"] for w in workers if w["running_since"]}
-    own = {(part["overlay"], part["unit"]) for part in parts if part["worker"] in begun}
-    fresh = work.bytes(own & work.done)
-    if not begun or not fresh:
-        return None
-    missing = work.bytes(work.all - work.done)
-    return missing / fresh * (time.time() - float(min(begun.values())))
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """What a run has left to do, about; None where nothing tells yet.
+
+    Attributes
+    ----------
+    rows
+        Those of units that are not published, less those answered in open units, and no fewer
+        than are in flight. A unit is taken to have as many rows a byte as the noted parts of its
+        pass; before the first of them, as its input files where these tell their rows.
+    tokens
+        New tokens of these rows: each takes the mean of the noted parts of its pass; before the
+        first of them, the mean of what live workers have answered.
+    """
+
+    rows: int | None = None
+    tokens: float | None = None
+
+
+def _ahead(
+    work: _Work, parts: Iterable[dict[str, Any]], workers: Sequence[dict[str, Any]], open_rows: int
+) -> _Ahead:
+    missing = work.all - work.done
+    noted = {(part["overlay"], part["unit"]): part for part in parts}
+    by_workers = _mean_tokens(workers, sum(int(worker["rows"]) for worker in workers))
+    in_flight = sum(int(worker["in_flight"]) for worker in workers)
+    rows, tokens, known = 0.0, 0.0, True
+    for overlay in sorted({overlay for overlay, _ in missing}):
+        seen = {place for place in noted.keys() & work.done if place[0] == overlay}
+        found = [noted[place] for place in seen]
+        seen_rows = sum(int(part["ok"]) + int(part["error"]) for part in found)
+        density = seen_rows / work.bytes(seen) if seen_rows else work.rows_per_byte(overlay)
+        if density is None:
+            return _Ahead()
+        span_bytes = work.bytes(place for place in missing if place[0] == overlay)
+        own = max(span_bytes * density - open_rows, in_flight)
+        open_rows = in_flight = 0  # those are of the pass that all work on
+        rows += own
+        mean = _mean_tokens(found, seen_rows) or by_workers
+        known = known and mean is not None
+        tokens += own * (mean or 0.0)
+    return _Ahead(round(rows), tokens if known else None)
+
+
+def _mean_tokens(counts: Iterable[Mapping[str, Any]], rows: int) -> float | None:
+    """New tokens of a row, of ``rows`` that ``counts`` are about; None while there are none."""
+    tokens = sum(int(entry["completion_tokens"]) for entry in counts)
+    return tokens / rows if tokens and rows else None
+
+
+def _left_s(ahead: _Ahead, workers: Iterable[Mapping[str, Any]]) -> float | None:
+    """Time left: the tokens ahead, at the speed of all live workers together.
+
+    A worker's speed is that of the last 10 minutes, or, until it has answered for
+    `_STEADY_S`, that of the last minute.
+    """
+    speed = sum(
+        _long_rate(w) if w["rate_covers_s"] >= _STEADY_S else float(w["tokens_per_s"])
+        for w in workers
+    )
+    return None if ahead.tokens is None or speed <= 0 else ahead.tokens / speed
+
+
+def _long_rate(worker: Mapping[str, Any]) -> float:
+    """New tokens a second over 10 minutes; over one of a worker that tells no more."""
+    told = worker["tokens_per_s_10m"]
+    return float(worker["tokens_per_s"] if told is None else told)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.answer import Answer, safe_text, warn
+from launcher.cli.answer import Answer, columns, safe_text, warn
 
 if TYPE_CHECKING:
     from launcher.errors import Problem
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from launcher.rundir import RunDir
     from launcher.submit import Submission
 
-__all__ = ["started", "status_answer", "status_line"]
+__all__ = ["follow", "started", "status_answer", "status_line"]
 
 PLAIN_EVERY_S = 5.0
+_MOST_SHOWN = 20
+_MINUTE_S = 60.0
 
 
 def started(submission: Submission, *, waiting: bool, warnings: Sequence[Problem] = ()) -> Answer:
@@ -39,7 +42,7 @@ def started(submission: Submission, *, waiting: bool, warnings: Sequence[Problem
     click.echo(safe_text(text), err=True)
     warn(warnings)
     try:
-        return status_answer(_follow(run), ended=True)
+        return status_answer(follow(run), ended=True)
     except KeyboardInterrupt:
         ways = (
             f"come back with `hpc-llm status {run.path}`, end it with `hpc-llm cancel {run.path}`"
@@ -59,10 +62,7 @@ def status_answer(found: RunStatus, *, ended: bool) -> Answer:
             f"job {job['id']}: {job['state']}" + (f", {job['reason']}" if "reason" in job else "")
             for job in found.jobs
         ]
-    lines += [
-        f"replica {w['replica']}: {w['phase']}, {w['rows']} rows, {w['in_flight']} in flight"
-        for w in found.workers
-    ]
+    lines += _replicas(found)
     if found.state == "done":
         lines.append(f"results: hpc-llm results {found.path}")
     shown = failure(found) if found.ended else None
@@ -75,7 +75,7 @@ def status_answer(found: RunStatus, *, ended: bool) -> Answer:
 
 
 def status_line(found: RunStatus) -> str:
-    """One line: state, rows, share of the input, tokens/s and time left."""
+    """One line: state, rows, share of the input, tokens/s and about how long it still takes."""
     from launcher.units import format_duration
 
     share = found.bytes_done / found.bytes_total if found.bytes_total else 1.0
@@ -87,12 +87,70 @@ def status_line(found: RunStatus) -> str:
     parts.append(f"{share:.0%} of the input")
     if found.tokens_per_s:
         parts.append(f"{found.tokens_per_s:.0f} tokens/s")
+        if any(w["rate_covers_s"] > _MINUTE_S for w in found.workers):
+            parts[-1] += f" ({found.tokens_per_s_10m:.0f} over 10 minutes)"
     if found.left_s is not None and not found.ended:
-        parts.append(f"{format_duration(found.left_s)} left")
+        parts.append(f"about {format_duration(found.left_s)} left")
     return ", ".join(parts)
 
 
-def _follow(run: RunDir) -> RunStatus:
+def _replicas(found: RunStatus) -> list[str]:
+    """A line for the one live replica; for several a table, and below it all of them together."""
+    from launcher.telemetry.metrics import words
+
+    if len(found.workers) <= 1:
+        return [f"replica {w['replica']}: {w['phase']}, {words(w)}" for w in found.workers]
+    shown = found.workers[:_MOST_SHOWN]
+    phases = Counter(w["phase"] for w in found.workers)
+    together = {
+        "replica": "all",
+        "phase": ", ".join(f"{count} {phase}" for phase, count in phases.items()),
+        "rows": sum(w["rows"] for w in found.workers),
+        "tokens_per_s": found.tokens_per_s,
+        "tokens_per_s_10m": found.tokens_per_s_10m,
+        "in_flight": found.in_flight,
+        "queued": found.queued,
+        "kv_cache_usage": found.kv_cache_usage,
+        "engine_restarts": sum(w["engine_restarts"] for w in found.workers),
+    }
+    lines = columns([_HEAD, *map(_cells, shown), _cells(together)]).split("\n")
+    if hidden := len(found.workers) - len(shown):
+        lines.insert(-1, f"and {hidden} more")
+    return lines
+
+
+_HEAD = (
+    "replica",
+    "host",
+    "phase",
+    "rows",
+    "tokens/s",
+    "10 min",
+    "in flight/queued",
+    "KV",
+    "restarts",
+)
+
+
+def _cells(worker: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is not known is a dash."""
+    queued, kv = worker["queued"], worker["kv_cache_usage"]
+    long = worker["tokens_per_s_10m"]
+    return (
+        str(worker["replica"]),
+        worker.get("host") or "",
+        worker["phase"],
+        str(worker["rows"]),
+        f"{worker['tokens_per_s']:.0f}",
+        "-" if long is None else f"{long:.0f}",
+        f"{worker['in_flight']}/" + ("-" if queued is None else f"{queued:.0f}"),
+        "-" if kv is None else f"{kv:.0%}",
+        str(worker["engine_restarts"]),
+    )
+
+
+def follow(run: RunDir) -> RunStatus:
+    """Show on stderr how ``run`` gets on until it has ended; its last status."""
     from launcher.monitor import wait
     from launcher.schedulers.registry import scheduler_for
 

@@ -13,17 +13,24 @@ __all__ = ["command"]
 
 @click.command("status", cls=AnswerCommand)
 @click.argument("run")
-def command(run: str) -> Answer:
+@click.option(
+    "--follow",
+    "-f",
+    "following",
+    is_flag=True,
+    help="Show on stderr how it gets on until it has ended, and then how it stands.",
+)
+def command(run: str, *, following: bool) -> Answer:
     """Say how RUN (a path, or a name from `list`) stands. Always exits with 0."""
     import dataclasses
 
-    from launcher.cli.follow import status_answer
+    from launcher.cli.follow import follow, status_answer
     from launcher.monitor import status
     from launcher.runs import find_run
     from launcher.telemetry.ranks import read_ranks
 
     found = find_run(run)
-    now = status(found)
+    now = follow(found) if following else status(found)
     answer = status_answer(now, ended=False)
     live = [job["id"] for job in now.jobs if job["state"] == "running"]
     ranks = read_ranks(found.path / "logs", live or [job["id"] for job in now.jobs[-1:]])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -54,7 +54,6 @@ class Totals:
     """What a dispatcher has done so far."""
 
     rows: int = 0
-    in_flight: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -104,6 +103,14 @@ class Dispatcher:
         if self._mending is not None and not self._answering:
             self._mending.cancel()  # nobody needs the engine that it starts
         self.phase = "leaving"
+
+    def figures(self) -> Mapping[str, float]:
+        """What is in flight, and what the engine says of itself; nothing before `work`."""
+        if self._failure is None:
+            return {}
+        stats = self._keeper.engine.stats() if self._mending is None else {}
+        own = {"in_flight": self._flight.rows, "engine_restarts": self._keeper.restarted}
+        return {**stats, **own}
 
     async def work(self, keeper: EngineKeeper, rows: Rows, first: OpenUnit) -> bool:
         """Answer units, beginning with the already claimed ``first``, until none is left.

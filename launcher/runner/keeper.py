@@ -28,6 +28,11 @@ class EngineKeeper:
         end with it.
     say
         Takes a line for the step's log.
+
+    Attributes
+    ----------
+    restarted
+        How many have followed the first so far.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class EngineKeeper:
         self._make = make
         self._say = say
         self._left = restarts
+        self.restarted = 0
         self._in_a_row = 0
         self._first: RunError | None = None
         self.engine = make()
@@ -79,6 +85,7 @@ class EngineKeeper:
         if self._in_a_row > _MOST_IN_A_ROW:
             raise self._first
         self._left -= 1
+        self.restarted += 1
         self._say(f"{died}; it is started again, {self._left} more times at most")
         self.engine = self._make()
         await self.start()

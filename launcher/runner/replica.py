@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -33,6 +34,8 @@ from launcher.telemetry.metrics import Beat, WorkerLog, read_parts
 __all__ = ["ReplicaTask", "engine_setup", "run_replica"]
 
 BEAT_S = 2.0
+# So many beats for each line in the step's log.
+_BEATS_PER_LINE = 30
 # Owners that have died are known by then, be the node of one as slow as it may.
 TAKE_OVER_S = TTL_S + 5.0
 # Left for closing the engine and releasing what is held, of the time before the limit.
@@ -242,18 +245,25 @@ def _beats(task: ReplicaTask, dispatcher: Dispatcher, log: WorkerLog) -> Iterato
     """Report how the worker stands every few seconds."""
 
     async def repeat() -> None:
-        while True:
-            t = dispatcher.totals
+        for number in itertools.count(1):
+            t, figures = dispatcher.totals, dispatcher.figures()
             beat = Beat(
                 replica=task.replica,
                 phase=dispatcher.phase,
                 rows=t.rows,
-                in_flight=t.in_flight,
+                in_flight=int(figures.get("in_flight", 0)),
+                queued=figures.get("queued"),
+                running=figures.get("running"),
+                kv_cache_usage=figures.get("kv_cache_usage"),
+                generated_tokens=figures.get("generated_tokens"),
+                engine_restarts=int(figures.get("engine_restarts", 0)),
                 prompt_tokens=t.prompt_tokens,
                 completion_tokens=t.completion_tokens,
             )
             with contextlib.suppress(OSError):  # a full disk stops no work
                 log.beat(beat)
+            if number % _BEATS_PER_LINE == 0 and beat.phase != "starting":
+                task.say(log.summary())
             await asyncio.sleep(BEAT_S)
 
     ticker = asyncio.ensure_future(repeat())

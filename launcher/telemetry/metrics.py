@@ -9,42 +9,119 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from launcher.rundir import replace
 
-__all__ = ["Beat", "WorkerLog", "read_answer_p95_s", "read_beats", "read_parts"]
+__all__ = ["Beat", "WorkerLog", "read_answer_p95_s", "read_beats", "read_parts", "words"]
 
-RATE_WINDOW_S = 60.0
+_MINUTE_S = 60.0
+_LONG_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
     """How a worker stands: totals since it started, and what is in flight.
 
-    ``phase`` is ``starting``, ``running`` or ``leaving``.
+    Attributes
+    ----------
+    phase
+        ``starting``, ``running`` or ``leaving``.
+    in_flight
+        Rows that the engine was given and has not answered.
+    queued, running
+        Of these, those that wait in the engine and those that it works on; None where it does not
+        tell.
+    kv_cache_usage
+        Share of the engine's KV cache that is taken, 0 to 1; None where it does not tell.
+    generated_tokens
+        New tokens of the present engine, of unfinished answers too; None where it does not tell.
+    engine_restarts
+        How many engines have followed the first.
+    prompt_tokens, completion_tokens
+        Of finished answers.
     """
 
     replica: int
     phase: str
     rows: int = 0
     in_flight: int = 0
+    queued: float | None = None
+    running: float | None = None
+    kv_cache_usage: float | None = None
+    generated_tokens: float | None = None
+    engine_restarts: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-class WorkerLog:
-    """Writes the two files of one worker."""
+# What a reader finds in the place of a key that an older worker did not write.
+_UNTOLD: dict[str, Any] = {field.name: field.default for field in fields(Beat)[2:]} | {
+    "host": None,
+    "running_since": None,
+    "tokens_per_s": 0.0,
+    "tokens_per_s_10m": None,
+    "rate_covers_s": 0.0,
+}
 
-    def __init__(self, directory: Path, worker: str) -> None:
+
+class _Rates:
+    """New tokens a second over the last minutes of answering.
+
+    Counted by the engine where it tells: long answers count while they are made.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()
+        self._made = 0.0
+        self._completed = 0
+        self._generated: float | None = None
+
+    def note(self, beat: Beat, now_s: float) -> None:
+        self._made += self._growth(beat)
+        if beat.phase == "starting":  # the start of an engine is no part of its speed
+            self._seen.clear()
+        self._seen.append((now_s, self._made))
+        while now_s - self._seen[0][0] > _LONG_S:
+            self._seen.popleft()
+
+    def _growth(self, beat: Beat) -> float:
+        completed, self._completed = self._completed, beat.completion_tokens
+        if beat.generated_tokens is None:
+            # An engine that tells may be dead for a while: its successor counts from 0.
+            return 0 if self._generated is not None else beat.completion_tokens - completed
+        last, self._generated = self._generated or 0, beat.generated_tokens
+        return self._generated - last if self._generated >= last else self._generated
+
+    @property
+    def covers_s(self) -> float:
+        """How far back it is known, at most the longest window."""
+        return self._seen[-1][0] - self._seen[0][0]
+
+    def over(self, window_s: float) -> float:
+        now_s, made = self._seen[-1]
+        since_s, before = next(seen for seen in self._seen if now_s - seen[0] <= window_s)
+        return (made - before) / (now_s - since_s) if now_s > since_s else 0.0
+
+
+class WorkerLog:
+    """Writes the two files of one worker; ``clock`` gives seconds that never go back."""
+
+    def __init__(
+        self, directory: Path, worker: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._parts = (directory / f"{worker}.jsonl").open("ab", buffering=0)
         self._now = directory / f"{worker}.now"
-        self._recent: deque[tuple[float, int]] = deque()
+        self._clock = clock
+        self._rates = _Rates()
+        self._last: dict[str, Any] = dict(_UNTOLD)
+        self._host = socket.gethostname()
         self._running_since: float | None = None
 
     def part(self, counts: Mapping[str, int]) -> None:
@@ -56,22 +133,25 @@ class WorkerLog:
             self._parts.write(json.dumps(counts).encode() + b"\n")
 
     def beat(self, beat: Beat) -> None:
-        """Say how the worker stands, and how fast it was over the last minute."""
+        """Say how the worker stands, and how fast it was over the last 1 and 10 minutes."""
         now = time.time()
         if beat.phase == "running" and self._running_since is None:
             self._running_since = now
-        self._recent.append((now, beat.completion_tokens))
-        while now - self._recent[0][0] > RATE_WINDOW_S:
-            self._recent.popleft()
-        since, tokens = self._recent[0]
-        rate = (beat.completion_tokens - tokens) / (now - since) if now > since else 0.0
-        entry = {
+        self._rates.note(beat, self._clock())
+        self._last = {
             **asdict(beat),
+            "host": self._host,
             "time": round(now, 3),
             "running_since": self._running_since,
-            "tokens_per_s": round(rate, 1),
+            "tokens_per_s": round(self._rates.over(_MINUTE_S), 1),
+            "tokens_per_s_10m": round(self._rates.over(_LONG_S), 1),
+            "rate_covers_s": round(self._rates.covers_s, 1),
         }
-        replace(self._now, json.dumps(entry).encode(), sync=False)
+        replace(self._now, json.dumps(self._last).encode(), sync=False)
+
+    def summary(self) -> str:
+        """How the worker stands, in one line for its log."""
+        return words(self._last)
 
     def close(self, *, answer_p95_s: float | None = None) -> None:
         """End both files; what 95 % of the answers took at most is for who plans the next job."""
@@ -106,14 +186,38 @@ def _lines(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_beats(directory: Path) -> Iterator[dict[str, Any]]:
-    """The last beat of every worker that has not ended, or was killed."""
+    """The last beat of every worker that has not ended, or was killed.
+
+    Each has the fields of `Beat` and
+
+    - ``worker``, ``host`` and ``time``, that of the beat;
+    - ``running_since``, None until the engine is up;
+    - ``tokens_per_s`` and ``tokens_per_s_10m``, new tokens a second over the last 1 and 10 minutes;
+    - ``rate_covers_s``, how much of the 10 minutes it has been answering.
+    """
     for path in sorted(directory.glob("*.now")):
         try:
             entry = _object(path.read_bytes())
         except FileNotFoundError:  # it ended between the listing and this
             continue
         if entry:
-            yield {"worker": path.stem, **entry}
+            yield {"worker": path.stem, **_UNTOLD, **entry}
+
+
+def words(beat: Mapping[str, Any]) -> str:
+    """What `read_beats` gives of a worker, as a sentence for people; only what is known."""
+    found = [f"{beat['rows']} rows", f"{beat['in_flight']} in flight"]
+    if beat["queued"] is not None:
+        found.append(f"{beat['queued']:.0f} queued")
+    if beat["kv_cache_usage"] is not None:
+        found.append(f"KV cache {beat['kv_cache_usage']:.0%}")
+    if beat["tokens_per_s"] or beat["tokens_per_s_10m"]:
+        found.append(f"{beat['tokens_per_s']:.0f} tokens/s")
+        if beat["rate_covers_s"] > _MINUTE_S:
+            found[-1] += f" ({beat['tokens_per_s_10m']:.0f} over 10 minutes)"
+    if beat["engine_restarts"]:
+        found.append(f"engine restarts {beat['engine_restarts']}")
+    return ", ".join(found)
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -359,6 +359,22 @@ def test_a_rendered_script_run_by_hand_does_the_job(cli: Cli) -> None:
     assert bash(cli, run).returncode == 0  # nothing is left to do
 
 
+def test_a_status_that_follows_stays_until_the_end(cli: Cli) -> None:
+    run = started(cli, job(cli, engine_options={"latency_ms": 150, "max_in_flight": 2}))
+    (now,) = poll(lambda: live(cli, run), "a beat says that it answers")
+    assert (now["queued"], now["engine_restarts"], now["kv_cache_usage"]) == (0, 0, None)
+    assert now["host"]
+    done = cli.ask("status", run, "--follow")
+    assert (done.code, done.data["state"], done.data["rows"]["ok"]) == (0, "done", 60)
+    assert "of the input" in done.err
+    assert done.data["rows_left"] == 0
+
+
+def live(cli: Cli, run: Path) -> list[dict[str, Any]]:
+    workers = cli.ask("status", run).data["workers"]
+    return [worker for worker in workers if worker["phase"] == "running"]
+
+
 def test_a_script_says_by_its_exit_code_how_it_went(cli: Cli) -> None:
     run = cli.home / "run"
     job_file = job(cli, engine_options={"die_after": 3})

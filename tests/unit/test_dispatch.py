@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from launcher.plan import grid
 from launcher.plan.types import UnitGrid
 from launcher.process import ProcessIds
 from launcher.rundir import RunDir, publish
+from launcher.runner.keeper import EngineKeeper
+from launcher.runner.preparing import InThread
 from launcher.runner.replica import ReplicaTask, run_replica
 
 
@@ -29,10 +32,44 @@ def test_every_row_is_answered_once_in_its_place(tmp_path: Path) -> None:
     assert found.texts() == [f"row-{n:04}" for n in range(20)]
     assert sorted(engine.asked) == found.texts()
     assert found.dispatcher.totals.rows == 20
-    assert found.dispatcher.totals.in_flight == 0
+    assert found.dispatcher.figures() == {"in_flight": 0, "engine_restarts": 0}
     counts = sorted((c.unit, c.ok, c.error) for c in found.counts)
     assert counts == [(unit, 4, 0) for unit in range(5)]
     assert sum(c.completion_tokens for c in found.counts) == 60
+
+
+def test_figures_are_those_of_the_engine_that_answers(tmp_path: Path) -> None:
+    found = scene(tmp_path, 2)
+    released = asyncio.Event()
+    engines: list[ToldEngine] = []
+
+    async def first_dying(text: str) -> str:
+        if len(engines) == 1:
+            raise RunError(Problem("engine.died", "no more"))
+        await released.wait()
+        return text
+
+    class Counting(ToldEngine):
+        def stats(self) -> Mapping[str, float]:
+            return {"running": self.held, "queued": 0}
+
+    def make() -> ToldEngine:
+        engines.append(Counting(first_dying, window=1))
+        return engines[-1]
+
+    async def watched() -> bool:
+        assert found.dispatcher.figures() == {}
+        keeper = EngineKeeper("told", make, restarts=1)
+        await keeper.start()
+        rows = InThread(found.dispatcher.identity)
+        working = asyncio.ensure_future(found.dispatcher.work(keeper, rows, found.claim()))
+        await until(lambda: len(engines) > 1 and engines[1].held == 1)
+        expected = {"running": 1, "queued": 0, "in_flight": 1, "engine_restarts": 1}
+        assert found.dispatcher.figures() == expected
+        released.set()
+        return await asyncio.wait_for(working, LIMIT_S)
+
+    assert asyncio.run(watched())
 
 
 def test_answers_that_come_in_any_order_are_published_in_input_order(tmp_path: Path) -> None:

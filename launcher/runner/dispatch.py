@@ -41,6 +41,8 @@ FLUSH_S = 0.5
 SYNC_S = 5.0
 # How often the engine's own figures are looked at.
 LOOK_S = 1.0
+# Longer than any engine takes to kill its processes.
+_CLOSE_S = 60.0
 # Complete units that wait for a slow disk keep their rows in memory.
 _MOST_PUBLISHING = 4
 _READY_BYTES = 64 * 1024**2
@@ -282,7 +284,6 @@ class Dispatcher:
 
     def _submit(self, waiting: Waiting) -> None:
         self._flight.take(waiting.tokens)
-        self.totals.in_flight += 1
         self._start(self._answer(waiting), self._answering)
 
     async def _answer(self, waiting: Waiting) -> None:
@@ -307,7 +308,6 @@ class Dispatcher:
             self._fail(exc)
         finally:
             self._flight.give(waiting.tokens)
-            self.totals.in_flight -= 1
             self._pump()
 
     def _take_answer(self, waiting: Waiting, completion: Completion, took_s: float) -> None:
@@ -352,7 +352,11 @@ class Dispatcher:
 
     async def _mended(self, died: RunError) -> None:
         progress = self.totals.rows > self._rows_at_start
-        await self._keeper.close()
+        try:
+            await asyncio.wait_for(self._keeper.close(), _CLOSE_S)
+        except asyncio.TimeoutError:  # it holds what another one needs
+            self._fail(died)
+            return
         for task in self._answering:  # those that wait for it still
             task.cancel()
         if self._answering:

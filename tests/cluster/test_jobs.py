@@ -112,7 +112,7 @@ def test_a_run_that_is_cancelled_leaves_the_allocation_to_its_user(user: User) -
 
 def test_a_script_that_failed_in_an_allocation_ends_without_it(user: User) -> None:
     """The allocation is its user's: nothing is requeued, and the run is not still running."""
-    job = user.job(engine_options={"die_after": 1})
+    job = user.job(engine_options={"die_after": 1}, limits={"engine_restarts": 0})
     assert user.cli.ask("render", job, "--out", user.run).code == 0
     stay = "touch over; until [ -e leave ]; do sleep 0.1; done"
     with allocation(user, f"bash {user.run}/script.sh; echo code $?; {stay}") as own:

@@ -43,7 +43,8 @@ def test_a_cancelled_job_stays_cancelled_and_resume_goes_on_from_there(user: Use
 
 
 def test_a_warned_task_drains_and_is_requeued_alone(user: User) -> None:
-    job = user.submit(user.job(rows=120, replicas=2, engine_options=SLOW))
+    soon = {"warn_before": "31s"}
+    job = user.submit(user.job(rows=120, replicas=2, engine_options=SLOW, limits=soon))
     first, second = f"{job}_0", f"{job}_1"
     for replica, task in enumerate((first, second)):
         user.until_ready(task, replica)

@@ -347,7 +347,8 @@ def raw(text: str) -> list[str]:
 
 def test_no_escape_from_a_file_reaches_the_terminal(cli: Cli) -> None:
     folder = cli.home / f"jobs{ESCAPE}".replace("/", "")
-    path = write_job(folder, rows=[{"text": ESCAPE}], engine_options={"die_after": 0})
+    dies = {"engine_options": {"die_after": 0}, "limits": {"engine_restarts": 0}}
+    path = write_job(folder, rows=[{"text": ESCAPE}], **dies)
     failed = cli("submit", path, "--wait")
     assert failed.code == 7
     run = folder / "run"

@@ -18,6 +18,11 @@ TEXTS = [row["text"] for row in ROWS]
 SLOW = {"latency_ms": 60, "max_in_flight": 2}
 
 
+NO_RESTARTS = {"engine_restarts": 0}
+# A second more than a replica keeps for closing its engine.
+SHORT_WARNING = {"warn_before": "31s"}
+
+
 def job(cli: Cli, **changes: Any) -> Path:
     return write_job(cli.home / "work", rows=ROWS, **changes)
 
@@ -233,7 +238,7 @@ def test_a_limit_makes_a_run_of_its_own(cli: Cli) -> None:
 
 
 def test_ctrl_c_leaves_the_run_going_and_says_how_to_come_back(cli: Cli) -> None:
-    job_file = job(cli, engine_options=SLOW)
+    job_file = job(cli, engine_options=SLOW, limits=SHORT_WARNING)
     run = run_of(job_file)
     with cli.start("submit", job_file, "--wait") as waiting:
         poll(lambda: run.exists() and parts(run), "a part is published")
@@ -247,7 +252,7 @@ def test_ctrl_c_leaves_the_run_going_and_says_how_to_come_back(cli: Cli) -> None
 
 
 def test_a_dead_engine_is_a_failed_run_with_its_reason(cli: Cli) -> None:
-    job_file = job(cli, engine_options={"die_after": 20})
+    job_file = job(cli, engine_options={"die_after": 20}, limits=NO_RESTARTS)
     done = cli.ask("submit", job_file, "--wait")
     assert done.code == 7
     assert "engine.died" in done.codes
@@ -257,13 +262,13 @@ def test_a_dead_engine_is_a_failed_run_with_its_reason(cli: Cli) -> None:
 
 
 def test_an_engine_that_dies_at_the_last_row_is_no_early_leave(cli: Cli) -> None:
-    job_file = job(cli, engine_options={"die_after": len(ROWS) - 1})
+    job_file = job(cli, engine_options={"die_after": len(ROWS) - 1}, limits=NO_RESTARTS)
     done = cli.ask("submit", job_file, "--wait")
     assert (done.code, done.codes) == (7, ["engine.died"])
 
 
 def test_the_reason_of_an_older_job_is_not_given_for_a_newer_one(cli: Cli) -> None:
-    job_file = job(cli, engine_options={"die_after": 20})
+    job_file = job(cli, engine_options={"die_after": 20}, limits=NO_RESTARTS)
     assert cli("submit", job_file, "--wait").code == 7
     options = ("--set", 'engine_options={"max_in_flight": 0}')
     newer = cli.ask("submit", job_file, "--wait", *options)
@@ -288,7 +293,7 @@ def test_no_error_at_all_may_be_demanded(cli: Cli) -> None:
 
 
 def test_a_warning_signal_drains_and_a_resume_goes_on(cli: Cli) -> None:
-    job_file = job(cli, engine_options=SLOW)
+    job_file = job(cli, engine_options=SLOW, limits=SHORT_WARNING)
     run = started(cli, job_file)
     os.kill(session(run), signal.SIGUSR1)
     assert ended(cli, run) == "stopped"
@@ -299,7 +304,7 @@ def test_a_warning_signal_drains_and_a_resume_goes_on(cli: Cli) -> None:
 
 
 def test_a_warning_makes_the_waiting_command_exit_with_75(cli: Cli) -> None:
-    job_file = job(cli, engine_options=SLOW)
+    job_file = job(cli, engine_options=SLOW, limits=SHORT_WARNING)
     run = run_of(job_file)
     with cli.start("submit", job_file, "--wait", "--output", "json") as waiting:
         poll(lambda: run.exists() and parts(run), "a part is published")
@@ -377,7 +382,7 @@ def live(cli: Cli, run: Path) -> list[dict[str, Any]]:
 
 def test_a_script_says_by_its_exit_code_how_it_went(cli: Cli) -> None:
     run = cli.home / "run"
-    job_file = job(cli, engine_options={"die_after": 3})
+    job_file = job(cli, engine_options={"die_after": 3}, limits=NO_RESTARTS)
     assert cli("render", job_file, "--out", run).code == 0
     assert bash(cli, run).returncode == 7
     (run / "control" / "STOP").touch()

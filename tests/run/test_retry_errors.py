@@ -71,7 +71,9 @@ def test_a_code_that_no_row_has_starts_nothing(cli: Cli) -> None:
 
 
 def test_a_run_that_is_not_finished_is_resumed_first(cli: Cli) -> None:
-    job = write_job(cli.home, rows=ROWS, engine_options={"die_after": 3})
+    job = write_job(
+        cli.home, rows=ROWS, engine_options={"die_after": 3}, limits={"engine_restarts": 0}
+    )
     assert cli("submit", job, "--wait").code == 7
     asked = cli.ask("retry-errors", cli.home / "run")
     assert (asked.code, asked.codes) == (4, ["retry.unfinished"])

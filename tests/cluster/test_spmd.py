@@ -48,10 +48,11 @@ class Replica:
     def run(self) -> Path:
         return self.folder / "run"
 
-    def submit(self, *, rows: int, max_tokens: int) -> tuple[str, Done]:
+    def submit(self, *, rows: int, max_tokens: int, **changes: Any) -> tuple[str, Done]:
         """The job's id, and what the command said."""
         job = write_job(
             self.folder,
+            **changes,
             rows=[QUESTION] * rows,
             name=f"spmd-{os.getpid()}",
             engine="transformers",
@@ -145,7 +146,7 @@ def test_three_nodes_answer_as_one_and_a_later_start_has_nothing_to_do(replica: 
 
 
 def test_a_warned_step_drains_and_one_that_loses_a_rank_says_which(replica: Replica) -> None:
-    job, _ = replica.submit(rows=4000, max_tokens=4)
+    job, _ = replica.submit(rows=4000, max_tokens=4, limits={"warn_before": "31s"})
     replica.until_logged(job, "is ready")
     replica.cluster.run("scancel", "--signal=USR1", "--batch", job)
     outcome, details = replica.outcome(job, 0)

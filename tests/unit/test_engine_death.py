@@ -217,7 +217,7 @@ def test_after_a_death_every_row_is_answered_once(tmp_path: Path, window: int, h
     assert answered(found) == [f"row-{n:04}" for n in range(100)]
     assert world.deaths == 1
     assert found.dispatcher.totals.rows == 100
-    assert found.dispatcher.figures()["in_flight"] == 0
+    assert found.dispatcher._flight.rows == 0
 
 
 def test_those_in_flight_are_tried_in_sixteen_groups_with_nothing_beside_them(
@@ -328,7 +328,7 @@ def test_an_error_of_the_input_begins_no_more_rows_and_no_other_engine(tmp_path:
     assert world.deaths == 0
     assert len(world.rows(0)) < 12
     assert len(world.held[0][-1]) == 5
-    assert found.dispatcher.figures()["in_flight"] == 0
+    assert found.dispatcher._flight.rows == 0
 
 
 @settings(max_examples=30)
@@ -365,7 +365,7 @@ def test_every_row_is_answered_once_whatever_dies_when(
         texts = answered(found)
         assert texts == sorted(set(texts))
         assert found.dispatcher.totals.rows == 40
-        assert found.dispatcher.figures()["in_flight"] == 0
+        assert found.dispatcher._flight.rows == 0
 
 
 # --- engines that hang --------------------------------------------------------------------------

@@ -104,8 +104,7 @@ class Engine(Protocol):
     """One replica of a model.
 
     `generate` may be called up to ``capabilities.max_in_flight`` times at once, and more often if
-    it ``queues``. It raises
-    `launcher.errors.RowError` when this one row cannot be answered, and
+    it ``queues``. It raises `launcher.errors.RowError` when this one row cannot be answered, and
     `launcher.errors.RunError` when the engine is dead: nothing more will come from it.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -32,25 +32,15 @@ _OTHER_FILES = ("tekken.json", "tokenizer.model.v*")
 def encodes_apart(engine: str, setup: EngineSetup) -> bool:
     """Whether the checkpoint's own tokenizer makes the very tokens that the engine would."""
     path = Path(setup.model_path or "")
-    if engine not in _PLAIN or not (path / "tokenizer.json").is_file():
+    if not (path / "tokenizer.json").is_file():
         return False
-    return _PLAIN[engine](setup, path)
+    return engine == "transformers" or (engine == "vllm" and not _vllm_differs(setup, path))
 
 
-def _vllm(setup: EngineSetup, path: Path) -> bool:
+def _vllm_differs(setup: EngineSetup, path: Path) -> bool:
     replaced = os.environ.get("VLLM_USE_FASTOKENS", "0") != "0"
     other = any(next(path.glob(pattern), None) for pattern in _OTHER_FILES)
-    return not (replaced or other or _OTHER_TOKENIZERS & setup.options.keys())
-
-
-def _transformers(setup: EngineSetup, path: Path) -> bool:  # noqa: ARG001 - as `_vllm`
-    return True
-
-
-_PLAIN: Mapping[str, Callable[[EngineSetup, Path], bool]] = {
-    "transformers": _transformers,
-    "vllm": _vllm,
-}
+    return replaced or other or bool(_OTHER_TOKENIZERS & setup.options.keys())
 
 
 def load_encoder(setup: EngineSetup) -> Callable[[Request], list[int]]:

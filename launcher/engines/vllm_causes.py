@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from launcher.errors import Problem
 
-__all__ = ["death_of", "start_failure"]
+__all__ = ["death_of", "said", "start_failure"]
 
 _SMALLER = (
     "raise parallelism.tp, or lower max_model_len and max_num_seqs in engine_options; "
@@ -74,7 +74,7 @@ def start_failure(lines: Sequence[str], exc: BaseException) -> Problem:
     known = _known(lines)
     if known is not None:
         return known
-    what = _raised(lines) or _said(exc)
+    what = _raised(lines) or said(exc)
     return Problem("engine.model", f"vLLM could not start: {what}", hint="see the step's log")
 
 
@@ -82,7 +82,7 @@ def death_of(lines: Sequence[str], exc: BaseException) -> Problem:
     """Why an engine that has answered will answer no more."""
     known = _known(lines)
     cause = exc.__cause__ or exc
-    what = known.message if known else _raised(lines) or _said(cause)
+    what = known.message if known else _raised(lines) or said(cause)
     hint = known.hint if known else None
     return Problem("engine.died", f"the vllm engine died: {what}", hint=hint)
 
@@ -103,6 +103,7 @@ def _raised(lines: Sequence[str]) -> str | None:
     return None
 
 
-def _said(exc: BaseException) -> str:
+def said(exc: BaseException) -> str:
+    """The exception in one line: its type and all that it says."""
     text = " ".join(str(exc).split())
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

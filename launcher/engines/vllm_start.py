@@ -17,7 +17,7 @@ from typing import Any
 
 from launcher.engines.base import EngineSetup
 from launcher.engines.overheard import Overheard
-from launcher.engines.vllm_causes import start_failure
+from launcher.engines.vllm_causes import said, start_failure
 from launcher.errors import Problem, RunError
 from launcher.plan.vllm_options import complaints
 
@@ -282,8 +282,7 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as exc:  # a library of another torch raises what it likes
-        what = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
         missing = isinstance(exc, ModuleNotFoundError) and exc.name == "vllm"
         hint = _INSTALL if missing else "install vllm and torch together, as pip resolves them"
-        message = f"the vllm engine cannot import {name}: {what}"
+        message = f"the vllm engine cannot import {name}: {said(exc)}"
         raise RunError(Problem("engine.import", message, hint=hint)) from exc

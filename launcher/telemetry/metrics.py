@@ -129,8 +129,7 @@ class WorkerLog:
 
         On a full disk it is not noted: who wants the counts then reads the part.
         """
-        with contextlib.suppress(OSError):
-            self._parts.write(json.dumps(counts).encode() + b"\n")
+        self._note(counts)
 
     def beat(self, beat: Beat) -> None:
         """Say how the worker stands, and how fast it was over the last 1 and 10 minutes."""
@@ -156,12 +155,13 @@ class WorkerLog:
     def close(self, *, answer_p95_s: float | None = None) -> None:
         """End both files; what 95 % of the answers took at most is for who plans the next job."""
         if answer_p95_s is not None:
-            with contextlib.suppress(OSError):  # a full disk, as above
-                self._parts.write(
-                    json.dumps({"answer_p95_s": round(answer_p95_s, 1)}).encode() + b"\n"
-                )
+            self._note({"answer_p95_s": round(answer_p95_s, 1)})
         self._parts.close()
         self._now.unlink(missing_ok=True)
+
+    def _note(self, entry: Mapping[str, float]) -> None:
+        with contextlib.suppress(OSError):  # a full disk
+            self._parts.write(json.dumps(entry).encode() + b"\n")
 
 
 def read_parts(directory: Path) -> Iterator[dict[str, Any]]:

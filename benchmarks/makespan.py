@@ -114,8 +114,8 @@ class Scenario:
 
     @property
     def surplus(self) -> int:
-        """Requests that wait in a full engine; launcher/engines/vllm.py, _window, asks for this."""
-        return max(32, self.slots // 4) if self.waiting is None else self.waiting
+        """Requests that wait in a full engine, as it is started."""
+        return self.waiting or 0
 
     @property
     def rows(self) -> int:

@@ -144,7 +144,8 @@ class SimulatedEngine:
         if self._dies_s is not None:
             self._loop.call_at(self._dies_s, self._die)
         await asyncio.sleep(self._late_s)
-        return Capabilities(max_in_flight=self._slots + self._waiting, chat_template=False)
+        most = self._slots + self._waiting
+        return Capabilities(max_in_flight=most, chat_template=False, queues=True)
 
     async def generate(self, request: Request) -> Completion:
         if self._gone is not None:

@@ -4,6 +4,9 @@ A lease is a file ``leases/u<unit>.g<generation>`` that names its worker. The ne
 may be taken once that worker is dead: provably (same host, process gone, or it said so), or
 because its heartbeat's counter stood still for `TTL_S` of the observer's own clock. A wrong
 guess costs work, never correctness: parts are created once, whoever comes first.
+
+A worker can begin some rows of a unit and leave the others to whoever comes: the next generation
+then belongs to nobody, and names the rows that were begun (`Leases.share`).
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
+from launcher.data.wal import Key
 from launcher.process import ProcessIds
 from launcher.rundir import RunDir, claim, replace
 
@@ -23,6 +27,8 @@ __all__ = ["Heartbeat", "Leases"]
 
 BEAT_S = 5.0
 TTL_S = 60.0
+# What a lease that is nobody's begins with; no worker's name does.
+_SHARED = "shared "
 
 
 class Heartbeat:
@@ -76,28 +82,66 @@ class Leases:
     clock: Callable[[], float] = time.monotonic
     _seen: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def claim(self, unit: int) -> int | None:
+    def claim(self, unit: int, most_shared: int | None = None) -> int | None:
         """Take ``unit`` unless another worker has it that may still live.
 
         A lease of this worker itself is one that it has given up.
+
+        Parameters
+        ----------
+        most_shared
+            Take no unit that was shared more often than this; None takes it however often.
 
         Returns
         -------
         int or None
             The generation of the lease.
         """
-        generation = 1
+        generation, shared, owner = 1, 0, _SHARED
         while True:
             path = self.run.lease_path(unit, generation, self.overlay)
             # Only `claim` decides; but one that is refused makes two files, and a look none.
-            if not path.exists() and claim(path, self.worker.encode()):
-                return generation
+            if not path.exists():
+                if self._holds(owner) or (most_shared is not None and shared > most_shared):
+                    return None
+                if claim(path, self.worker.encode()):
+                    return generation
             owner = path.read_text()
-            if owner != self.worker and not self._dead(owner):
-                return None
+            shared += owner.startswith(_SHARED)
             generation += 1
 
-    def _dead(self, owner: str) -> bool:
+    def _holds(self, owner: str) -> bool:
+        """Whether the last lease of a unit is another worker's that may still live."""
+        return not (owner.startswith(_SHARED) or owner == self.worker or self.dead(owner))
+
+    def share(self, unit: int, generation: int, begun: Iterable[Key]) -> None:
+        """Let others have ``unit``, which this worker holds, but for the rows of ``begun``."""
+        rows = json.dumps(list(begun), separators=(",", ":"))
+        claim(self.run.lease_path(unit, generation + 1, self.overlay), (_SHARED + rows).encode())
+
+    def elsewhere(self, unit: int, generation: int) -> Mapping[Key, str]:
+        """Rows of ``unit`` that workers have begun who shared it before, and may still live.
+
+        Returns
+        -------
+        mapping
+            From each row to its worker, which may be this one.
+        """
+        found: dict[Key, str] = {}
+        owner = ""
+        for earlier in range(1, generation):
+            text = self.run.lease_path(unit, earlier, self.overlay).read_text()
+            if text.startswith(_SHARED) and not self.dead(owner):
+                with contextlib.suppress(ValueError):  # lost in a crash: these rows are redone
+                    for file, offset in json.loads(text.removeprefix(_SHARED)):
+                        found[file, offset] = owner
+            owner = text
+        return found
+
+    def dead(self, owner: str) -> bool:
+        """Whether ``owner`` is over, as far as this worker has seen by now."""
+        if owner == self.worker:
+            return False
         counter, over = self._heartbeat(owner)
         if over or _earlier_start(owner, self.worker):
             return True

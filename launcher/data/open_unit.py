@@ -7,7 +7,7 @@ import errno
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,13 +27,39 @@ class OpenUnit:
     """A unit that this worker holds by its lease of ``generation``.
 
     Rows are added in input order and finished in any. What earlier owners finished is adopted
-    from their logs. Rows are added and finished by one thread; `flush` and `publish` may be called
-    from others.
+    from their logs. Rows are added and finished by one thread; `flush`, `publish` and
+    `finished_elsewhere` may be called from others.
+
+    Parameters
+    ----------
+    elsewhere
+        Rows that other workers answer, each with its worker; see `launcher.data.leases`.
+
+    Attributes
+    ----------
+    all_read
+        Whether no more rows will be added.
+    shared
+        Whether rows that were not added are left to others, one of whom makes the part.
+    begun
+        The rows that are answered here.
     """
 
-    def __init__(self, run: RunDir, unit: int, generation: int, overlay: int = 0) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        unit: int,
+        generation: int,
+        overlay: int = 0,
+        elsewhere: Mapping[Key, str] | None = None,
+    ) -> None:
         self.unit = unit
+        self.generation = generation
         self.all_read = False
+        self.shared = False
+        self.begun: list[Key] = []
+        self.elsewhere = elsewhere or {}
+        self._awaited: dict[Key, int] = {}
         self._part = run.part_path(unit, overlay)
         self._overlay = overlay
         self._logs = [run.wal_path(unit, g, overlay) for g in range(1, generation + 1)]
@@ -51,19 +77,53 @@ class OpenUnit:
         return self.all_read and self._waiting == 0
 
     def add(self, key: Key) -> int | None:
-        """The next row: its index if it is to be answered, None when an earlier owner did it."""
+        """The next row: its index if it is to be answered here, None when others did or do it."""
         adopted = self._adopted.pop(key, None)
         self._records.append(adopted)
         if adopted is not None:
             return None
         self._waiting += 1
-        return len(self._records) - 1
+        index = len(self._records) - 1
+        if key in self.elsewhere:
+            self._awaited[key] = index
+            return None
+        self.begun.append(key)
+        return index
 
     def finish(self, index: int, record: Record) -> None:
         """Take the answer to the row that `add` gave ``index``."""
         self._records[index] = record
         self._unlogged.append(record)
         self._waiting -= 1
+
+    @property
+    def awaited(self) -> Sequence[str]:
+        """The workers of whom answers are awaited."""
+        return sorted({self.elsewhere[key] for key in self._awaited})
+
+    @property
+    def only_awaits(self) -> bool:
+        """Whether nothing but others' answers is missing."""
+        return self.all_read and 0 < len(self._awaited) == self._waiting
+
+    def finished_elsewhere(self) -> list[Record]:
+        """What others have finished of the rows that are awaited."""
+        awaited = frozenset(self._awaited)
+        return [r for log in self._logs[:-1] for r in scan(log) if r.key in awaited]
+
+    def adopt(self, found: Sequence[Record]) -> None:
+        """Take the answers that `finished_elsewhere` gave."""
+        for record in found:
+            index = self._awaited.pop(record.key, None)
+            if index is not None:
+                self._records[index] = record
+                self._waiting -= 1
+
+    def share(self) -> None:
+        """Leave what was not begun here to others, one of whom makes the part."""
+        self.shared = True
+        self._waiting -= len(self._awaited)
+        self._awaited.clear()
 
     def flush(self, *, sync: bool) -> None:
         """Write to the log what is finished; ``sync`` has it on disk, too.

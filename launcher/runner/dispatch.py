@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from launcher.data.leases import Leases
 from launcher.data.open_unit import OpenUnit
-from launcher.data.passes import Pass, open_pass
 from launcher.data.records import encode, error_row, ok_row
 from launcher.data.tally import PartCounts
 from launcher.data.wal import Record
@@ -23,6 +22,7 @@ from launcher.errors import Problem, RowError, RunError
 from launcher.plan.types import RunIdentity
 from launcher.rundir import RunDir
 from launcher.runner.breaker import Breaker
+from launcher.runner.claims import LONG, Claims
 from launcher.runner.fitting import fitted
 from launcher.runner.inflight import InFlight
 from launcher.runner.keeper import EngineKeeper
@@ -46,6 +46,8 @@ _CLOSE_S = 60.0
 # Complete units that wait for a slow disk keep their rows in memory.
 _MOST_PUBLISHING = 4
 _READY_BYTES = 64 * 1024**2
+# From so many on no row is as long as all that is left; benchmarks/makespan.py.
+_VISITED_ROWS_A_SLOT = 24
 # Asked once more, at the end of its unit: what an engine failed on may have been its neighbours.
 _MOST_TRIES = 2
 _TRIED_AGAIN = frozenset({"engine_error"})
@@ -85,11 +87,7 @@ class Dispatcher:
     totals: Totals = field(default_factory=Totals)
     latencies: Latencies = field(default_factory=Latencies)
     phase: Literal["starting", "running", "leaving"] = "starting"
-    _pass: Pass | None = None
-    _left: set[int] = field(default_factory=set)
-    _untried: Iterator[int] = field(default_factory=lambda: iter(()))
-    _untried_left: int = 0
-    _open: dict[int, OpenUnit] = field(default_factory=dict)
+    _open: set[OpenUnit] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _answering: set[asyncio.Task[None]] = field(default_factory=set)
     _publishing: set[asyncio.Task[None]] = field(default_factory=set)
@@ -97,6 +95,9 @@ class Dispatcher:
     _mending: asyncio.Task[None] | None = None
     _failure: asyncio.Future[None] | None = None
     _over: bool = False
+
+    def __post_init__(self) -> None:
+        self._claims = Claims(self.run, self.identity, self.leases)
 
     def leave(self) -> None:
         """Hand over no more rows; what is in flight may still end."""
@@ -138,7 +139,7 @@ class Dispatcher:
         self._keeper, self._rows = keeper, rows
         self._flight = InFlight(keeper.capabilities)
         self._lengths = Lengths()
-        self._ready = Ready(self.order, self._lengths, _READY_BYTES)
+        self._ready = Ready(self.order, _READY_BYTES)
         self._room = asyncio.Event()
         self._unit_rows = 0
         self._claimed = 0
@@ -166,38 +167,11 @@ class Dispatcher:
             if self._failure.done():
                 self._failure.exception()  # looked at, whatever else ended the work
             self._let_go()
-        return not self._left or self._is_done()
+        return not self._claims.left or self._claims.is_done()
 
     def claim(self) -> OpenUnit | None:
-        """A unit that is neither published nor another living worker's, or None.
-
-        Units are tried in order, each once before any is tried again, so that finding work
-        costs about one `link` a unit however many workers share a run.
-        """
-        for _ in range(2):
-            for unit in self._untried:
-                self._untried_left -= 1
-                # Before too: the listing may lag, and each claim of what is out leaves a lease.
-                part = self.run.part_path(unit, self.leases.overlay)
-                generation = None if part.exists() else self.leases.claim(unit)
-                if generation and not part.exists():
-                    return OpenUnit(self.run, unit, generation, self.leases.overlay)
-            if self._is_done():
-                return None
-        return None
-
-    def _is_done(self) -> bool:
-        """Look at what is published; whether that is all."""
-        found = open_pass(self.run, self.identity)
-        if found is None:
-            self._pass, self._left = None, set()
-            return True
-        self._pass, self._left = found
-        self.leases.overlay = self._pass.overlay
-        left = self._left - self._open.keys()
-        self._untried = (unit for unit in self._pass.units if unit in left)
-        self._untried_left = len(left)
-        return False
+        """As `Claims.next`."""
+        return self._claims.next()
 
     async def _next(self) -> OpenUnit | None:
         """The next unit; waits while others still work on the last ones and might die."""
@@ -206,7 +180,7 @@ class Dispatcher:
             unit = await self._unless_failed(asyncio.to_thread(self.claim))
             if unit is not None:
                 return unit
-            if self._left <= self._open.keys():  # all that is not published is answered here
+            if self._claims.left <= self._claims.held:  # the rest is answered here
                 return None
             await self._unless_failed(asyncio.sleep(wait_s))
             # Each look opens the lease of every unit that is left, on a disk that all share.
@@ -219,35 +193,61 @@ class Dispatcher:
 
     async def _feed(self, unit: OpenUnit) -> None:
         """Let the rows of ``unit`` wait for the engine, no more of them than are worth it."""
-        self._open[unit.unit] = unit
+        self._open.add(unit)
         self._claimed += 1
         while len(self._publishing) >= _MOST_PUBLISHING:
             first = asyncio.wait(self._publishing, return_when=asyncio.FIRST_COMPLETED)
             await self._unless_failed(first)
-        assert self._pass is not None  # noqa: S101 - the unit was claimed in it
-        wanted = await asyncio.to_thread(self._pass.wanted, unit.unit)
+        wanted = await asyncio.to_thread(self._claims.wanted, unit)
         limit = self._keeper.capabilities.max_seq_len
+        least = self._least_expected()
         self._unit_rows = 0
         while batch := await self._unless_failed(self._rows.some(unit.unit)):
+            self._unit_rows += len(batch)
             for prepared in batch:
                 if wanted is None or prepared.head[:2] in wanted:
-                    self._take_in(fitted(prepared, limit, self.identity.prompt.too_long), unit)
+                    self._take_in(
+                        fitted(prepared, limit, self.identity.prompt.too_long), unit, least
+                    )
             self._pump()
             await self._room_for_more()
             if self._leaving:
                 return
+        if least:
+            await self._unless_failed(asyncio.to_thread(self._claims.share, unit))
+            unit.share()
         unit.all_read = True
-        self._publish_if_complete(unit)
+        self._end_if_complete(unit)
+        self._begin_visits()
 
-    def _take_in(self, prepared: Prepared, unit: OpenUnit) -> None:
-        self._unit_rows += 1
-        index = unit.add(prepared.head[:2])
-        if index is None:
-            self.totals.rows += 1  # an earlier owner's, and in this worker's part
+    def _least_expected(self) -> float:
+        """What a row must be expected to take to be begun on this visit of the next unit."""
+        visit, long = self._claims.visit, self._lengths.long()
+        return 0.0 if visit == len(LONG) or long is None else LONG[visit] * long
+
+    def _begin_visits(self) -> None:
+        """Go for long rows first, once not much more is left than the longest of them may take."""
+        rows = self._claims.untried * self._unit_rows
+        slots = self.replicas * self._flight.bound
+        if self.order == "auto" and slots < rows < _VISITED_ROWS_A_SLOT * slots:
+            self._claims.begin_visits()
+
+    def _take_in(self, prepared: Prepared, unit: OpenUnit, least: float) -> None:
+        request, expected, tokens = prepared.request, 0.0, 0
+        if request is not None:
+            tokens = request.sampling.max_tokens
+            expected = self._lengths.expect(prepared.size, tokens)
+            self._lengths.see(prepared.size, tokens)
+            tokens += prepared.size
+        if expected < least:
             return
-        request = prepared.request
-        tokens = prepared.size + (request.sampling.max_tokens if request else 0)
-        waiting = Waiting(prepared, unit, index, self._claimed, tokens)
+        key = prepared.head[:2]
+        index = unit.add(key)
+        if index is None:
+            # An earlier owner's, and in this worker's part; those who live count their own.
+            self.totals.rows += key not in unit.elsewhere
+            return
+        waiting = Waiting(prepared, unit, index, self._claimed, tokens, expected)
         if not self._ready and self._may(tokens):
             self._submit(waiting)
         else:
@@ -263,8 +263,9 @@ class Dispatcher:
 
         Towards the end, what waits here keeps others idle.
         """
-        others = self._untried_left * max(1, self._unit_rows) // (2 * self.replicas)
-        return max(1, self._flight.bound // 8, min(self._flight.bound, others))
+        bound = self._flight.bound
+        others = self._claims.untried * max(1, self._unit_rows) // (2 * self.replicas)
+        return max(1, bound // 8, 0 if self._claims.visited else min(bound, others))
 
     def _pump(self) -> None:
         """Give the engine what it can take."""
@@ -335,7 +336,7 @@ class Dispatcher:
     def _finish(self, waiting: Waiting, record: Record) -> None:
         self.totals.rows += 1
         waiting.unit.finish(waiting.index, record)
-        self._publish_if_complete(waiting.unit)
+        self._end_if_complete(waiting.unit)
 
     # --- when the engine dies -----------------------------------------------------------------
 
@@ -384,7 +385,7 @@ class Dispatcher:
                 continue
             stats = self._keeper.engine.stats()
             if self._ready:
-                self._flight.adapt(stats)
+                self._flight.adapt(stats, self._lengths.mean_tokens)
                 self._pump()
             if not self._flight.rows:
                 self._progress.idle(self._clock())
@@ -403,17 +404,44 @@ class Dispatcher:
             except RunError as exc:
                 self._fail(exc)
 
-    def _publish_if_complete(self, unit: OpenUnit) -> None:
+    def _end_if_complete(self, unit: OpenUnit) -> None:
         if unit.complete:
-            task = self._start(self._publish(unit))
+            task = self._start(self._close(unit) if unit.shared else self._publish(unit))
             self._publishing.add(task)
             task.add_done_callback(self._publishing.discard)
+        elif unit.only_awaits:  # from now on: its own last row has just ended
+            self._start(self._wait_for_others(unit))
 
     async def _publish(self, unit: OpenUnit) -> None:
         counts = await asyncio.to_thread(unit.publish)
-        self._open.pop(unit.unit).close()
+        self._claims.held.discard(unit.unit)
+        self._open.discard(unit)
+        unit.close()
         if counts is not None:
             self.published(counts)
+
+    async def _close(self, unit: OpenUnit) -> None:
+        """Let whoever makes the part know the rows that were begun here."""
+        await asyncio.to_thread(unit.flush, sync=True)
+        self._open.discard(unit)
+        unit.close()
+
+    async def _wait_for_others(self, unit: OpenUnit) -> None:
+        """Take in what others finish of ``unit``; when they die, let it be claimed anew."""
+        wait_s = POLL_S
+        while unit.awaited:
+            await asyncio.sleep(wait_s)
+            if self._leaving:
+                return
+            dead = await asyncio.to_thread(lambda: any(map(self.leases.dead, unit.awaited)))
+            unit.adopt(await asyncio.to_thread(unit.finished_elsewhere))
+            if dead and unit.awaited:
+                await self._close(unit)
+                unit.begun.clear()
+                await asyncio.to_thread(self._claims.share, unit)
+                return
+            wait_s = min(_MOST_POLL_S, wait_s * 1.5)
+        self._end_if_complete(unit)
 
     async def _keep_finished(self) -> None:
         """Write what is finished to the logs, every so often."""
@@ -422,11 +450,11 @@ class Dispatcher:
             await asyncio.sleep(FLUSH_S)
             sync = self._clock() - synced_s >= SYNC_S
             synced_s = self._clock() if sync else synced_s
-            await asyncio.to_thread(_flush, list(self._open.values()), sync=sync)
+            await asyncio.to_thread(_flush, list(self._open), sync=sync)
 
     def _let_go(self) -> None:
         """Keep what is finished of the units that stay open."""
-        for unit in self._open.values():
+        for unit in self._open:
             with contextlib.suppress(OSError):  # why the work ended is worth more
                 unit.flush(sync=True)
             unit.close()

@@ -15,10 +15,9 @@ __all__ = ["InFlight"]
 # Tokens in flight, prompts and the most that may be answered, for each token of the KV cache:
 # most answers end before their limit.
 _OVERCOMMITTED = 1.5
-# Of the requests that run, so many may queue in the engine: fewer, and it could run dry between
-# two of our turns; more are no use.
-_FEW, _MANY = 0.05, 0.3
-_STEP = 1.25
+# So many steps of the engine may end requests before our next ones are there.
+_STEPS = 4.0
+_FEWEST = 2.0
 _MOST_TIMES = 4
 
 
@@ -48,13 +47,23 @@ class InFlight:
         self.rows -= 1
         self.tokens -= tokens
 
-    def adapt(self, stats: Mapping[str, float]) -> None:
-        """Move the bound; ``stats`` are the engine's, of a moment at which rows were waiting."""
+    def adapt(self, stats: Mapping[str, float], mean_tokens: float | None) -> None:
+        """Move the bound, so that about as many requests queue as will end before others come.
+
+        Parameters
+        ----------
+        stats
+            The engine's, of a moment at which rows were waiting.
+        mean_tokens
+            New tokens of an answer: one of so many requests ends in each step.
+        """
         running, queued = stats.get("running"), stats.get("queued")
         if not self._queues or not running or queued is None or self.rows < self.bound:
             return
-        if queued < _FEW * running:
-            self.bound = min(self._most, math.ceil(self.bound * _STEP))
-        elif queued > _MANY * running:
-            wanted = running * (1 + (_FEW + _MANY) / 2)
-            self.bound = max(1, math.ceil((self.bound + wanted) / 2))
+        if mean_tokens is None:  # nothing has ended yet
+            return
+        few = max(_FEWEST, running * _STEPS / mean_tokens)
+        if queued < few:
+            self.bound = min(self._most, math.ceil(self.bound + 2 * few))
+        elif queued > 4 * few:
+            self.bound = math.ceil((self.bound + running + 2 * few) / 2)

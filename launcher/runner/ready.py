@@ -27,6 +27,8 @@ _OVERTAKEN_UNITS = 8
 # How many answers the memory of a kind reaches back.
 _MEMORY = 256
 _FIRST_GUESS, _FIRST_COUNT = 0.5, 4.0
+# The squared coefficient of variation from which on long rows are told from short ones.
+_SPREAD = 0.2
 
 
 @dataclass(slots=True)
@@ -55,6 +57,8 @@ class Waiting:
         Which unit of those that this worker has claimed.
     tokens
         The most that it can take of the KV cache.
+    expected
+        How long its answer is expected to be.
     tries
         How often the engine was asked for it.
     killed
@@ -66,6 +70,7 @@ class Waiting:
     index: int
     number: int
     tokens: int
+    expected: float = 0.0
     tries: int = 0
     killed: int = 0
 
@@ -81,11 +86,31 @@ class Lengths:
         # By kind the mean share of their limits that answers took, and how many it is made of.
         self._kinds: dict[int, list[float]] = {}
         self._all = [_FIRST_GUESS, 0.0]
+        # By kind how many rows were read, and the sums of their limits and of the squares of these.
+        self._read: dict[int, list[float]] = {}
+        self.mean_tokens: float | None = None
 
     def expect(self, prompt_tokens: int, max_tokens: int) -> float:
         """Tokens that the answer is expected to have."""
         kind = self._kinds.get(_kind(prompt_tokens, max_tokens), self._all)
         return kind[0] * max_tokens
+
+    def see(self, prompt_tokens: int, max_tokens: int) -> None:
+        """Take in that a row was read."""
+        sums = self._read.setdefault(_kind(prompt_tokens, max_tokens), [0.0, 0.0, 0.0])
+        sums[0] += 1
+        sums[1] += max_tokens
+        sums[2] += max_tokens * max_tokens
+
+    def long(self) -> float | None:
+        """Tokens of the answer in which the mean token lies; None when all are about as long."""
+        rows = mean = square = 0.0
+        for number, sums in self._read.items():
+            share = self._kinds.get(number, self._all)[0]
+            rows += sums[0]
+            mean += share * sums[1]
+            square += share * share * sums[2]
+        return square / mean if square * rows > (1 + _SPREAD) * mean * mean else None
 
     def note(self, prompt_tokens: int, max_tokens: int, tokens: int) -> None:
         """Take in how long an answer was."""
@@ -94,6 +119,8 @@ class Lengths:
         if kind is None:
             # Begun with what is known of all rows, which a few answers outweigh.
             kind = self._kinds[number] = [self._all[0], _FIRST_COUNT]
+        before = self.mean_tokens
+        self.mean_tokens = tokens if before is None else before + (tokens - before) / _MEMORY
         share = tokens / max_tokens
         for mean in (kind, self._all):
             mean[1] = min(mean[1] + 1, _MEMORY)
@@ -115,9 +142,8 @@ class Ready:
         Bound of what the prompts take.
     """
 
-    def __init__(self, order: Order, lengths: Lengths, most_bytes: int) -> None:
+    def __init__(self, order: Order, most_bytes: int) -> None:
         self._order = order
-        self._lengths = lengths
         self._most_bytes = most_bytes
         self._heap: list[tuple[float, int, Waiting]] = []
         self._count = 0
@@ -158,9 +184,8 @@ class Ready:
             return late + (1.0 if waiting.tries else self._chance.random())
         if waiting.tries:
             return late * self._longest
-        expected = self._lengths.expect(waiting.prepared.size, request.sampling.max_tokens)
-        self._longest = max(self._longest, expected)
-        return late * self._longest - expected
+        self._longest = max(self._longest, waiting.expected)
+        return late * self._longest - waiting.expected
 
 
 def _bytes(prepared: Prepared) -> int:

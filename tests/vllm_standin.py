@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["STANDINS", "python_path", "write_checkpoint", "write_site"]
+__all__ = ["STANDINS", "Noted", "journal", "python_path", "write_checkpoint", "write_site"]
 
 STANDINS = Path(__file__).parent / "standins"
 
@@ -40,6 +40,21 @@ def write_checkpoint(folder: Path, *, tokenizer: bool = True, **standin: Any) ->
         (folder / "tokenizer.model").write_bytes(b"")  # not one that could be read elsewhere
         (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     return folder
+
+
+class Noted(NamedTuple):
+    """A line of the stand-in's journal: ``what`` is ``asked`` or ``answered``."""
+
+    pid: int
+    what: str
+    text: str
+
+
+def journal(path: Path) -> list[Noted]:
+    """What engines of checkpoints with ``journal=path`` were asked, and gave back, in order."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    words = (line.split(" ", 2) for line in lines)
+    return [Noted(int(pid), what, text) for pid, what, text in words]
 
 
 def write_site(path: Path, gpus: int = 2) -> Path:

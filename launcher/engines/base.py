@@ -115,6 +115,12 @@ class Engine(Protocol):
     async def abort(self, request_id: str) -> None:
         """Give up a request; its `generate` raises `RowError` with code ``cancelled``."""
 
-    def stats(self) -> Mapping[str, float]: ...
+    def stats(self) -> Mapping[str, float]:
+        """How it stands; each figure may be missing.
+
+        ``running`` and ``queued`` requests; ``kv_cache_usage``, 0 to 1; ``iterations`` and
+        ``generated_tokens`` since it started, of which only those may be there that grow while
+        an answer is made: when they stand still for minutes, the engine is taken for dead.
+        """
 
     async def close(self) -> None: ...

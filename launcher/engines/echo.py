@@ -77,7 +77,6 @@ class EchoEngine:
         self._gone: str | None = "the engine was not started"
         self._free_at_s = 0.0
         self._answers = 0
-        self._generated_tokens = 0
 
     async def start(self) -> Capabilities:
         self._gone = None
@@ -91,7 +90,7 @@ class EchoEngine:
         await self._take_time(request.id, tokens=len(tail))
         if _draw(request.sampling.seed) < self._options.fail_rate:
             raise RowError("engine_error", f"one of the {self._options.fail_rate:.0%} that fail")
-        self._count(tokens=len(tail))
+        self._count()
         return Completion(
             text=" ".join(tail),
             finish_reason="stop" if len(tail) == len(words) else "length",
@@ -105,11 +104,7 @@ class EchoEngine:
                 gate.set_exception(RowError("cancelled", "given up while it ran"))
 
     def stats(self) -> Mapping[str, float]:
-        return {
-            "queued": 0,
-            "running": len(self._waiting),
-            "generated_tokens": self._generated_tokens,
-        }
+        return {"queued": 0, "running": len(self._waiting)}
 
     async def close(self) -> None:
         self._stop("the engine was closed")
@@ -118,12 +113,11 @@ class EchoEngine:
         if self._gone is not None:
             raise RunError(Problem("engine.died", self._gone))
 
-    def _count(self, *, tokens: int) -> None:
+    def _count(self) -> None:
         if self._answers == self._options.die_after:
             self._stop(f"the echo engine died as told, after {self._answers} answers")
             self._check_alive()
         self._answers += 1
-        self._generated_tokens += tokens
 
     async def _take_time(self, request_id: str, *, tokens: int) -> None:
         options = self._options

@@ -295,6 +295,7 @@ class Dispatcher:
                 self._take_error(waiting, prepared.error)
                 return
             begun_s = self._clock()
+            self._progress.given(prepared.request.sampling.max_tokens)
             completion = await self._keeper.engine.generate(prepared.request)
             self._take_answer(waiting, completion, self._clock() - begun_s)
         except RowError as exc:

@@ -12,18 +12,34 @@ __all__ = ["Latencies", "Progress"]
 _WARM_UP_S = 600.0
 _LEAST_S = 120.0
 _LONGEST_GAPS = 10
+# The first gap is that of warming up, but a pass over long prompts, too, which may come again.
+_FIRST_GAPS = 2
+# No engine worth waiting for is slower. Wrongly found dead, it would be so in every start.
+_MOST_S_PER_TOKEN = 1.0
+_FINER = ("iterations", "generated_tokens")
 _LATENCIES = 2000
 _SHARE = 0.95
 
 
 class Progress:
-    """Notices that nothing happens: no iteration of the engine, no row, while it has requests."""
+    """Notices that nothing happens: no iteration of the engine, no row, while it has requests.
+
+    An engine that tells what it does between its answers has 10 minutes for the first sign, and
+    then may be silent for 10 times as long as it was before, for twice as long as the first sign
+    took, and for 2 minutes at least. Of one that has nothing but answers, silence says little: it
+    has the time of the longest answer that was asked of it, too, and always 10 minutes at least.
+    """
 
     def __init__(self, now_s: float) -> None:
         self._since_s = now_s
-        self._seen: tuple[float, float, float] | None = None
-        self._longest_gap_s = 0.0
-        self._signs = 0
+        self._seen: tuple[int, Mapping[str, float]] | None = None
+        self._first_gap_s = self._longest_gap_s = 0.0
+        self._most_tokens = 0
+        self._works = False
+
+    def given(self, max_tokens: int) -> None:
+        """The engine has a request whose answer may have so many tokens."""
+        self._most_tokens = max(self._most_tokens, max_tokens)
 
     def stalled_s(self, rows: int, stats: Mapping[str, float], now_s: float) -> float | None:
         """Seconds without a sign of life, once they are too many.
@@ -35,17 +51,30 @@ class Progress:
         stats
             The engine's; ``iterations`` and ``generated_tokens`` tell that it works.
         """
-        seen = (float(rows), stats.get("iterations", 0.0), stats.get("generated_tokens", 0.0))
+        figures = {name: stats[name] for name in _FINER if name in stats}
         gap_s = now_s - self._since_s
-        if seen != self._seen:
-            if self._signs > 1:  # the first is the look at an engine that was idle
-                self._longest_gap_s = max(self._longest_gap_s, gap_s)
-            self._signs += 1
-            self._seen, self._since_s = seen, now_s
+        if self._seen != (rows, figures):
+            if self._seen is not None:  # the first is the look at an engine that was idle
+                self._note(gap_s, figures, self._seen[1])
+            self._seen, self._since_s = (rows, figures), now_s
             return None
-        limit_s = max(_LEAST_S, _LONGEST_GAPS * self._longest_gap_s)
-        limit_s = limit_s if self._signs > 1 else _WARM_UP_S
-        return gap_s if gap_s > limit_s else None
+        return gap_s if gap_s > self._limit_s(tells=bool(figures)) else None
+
+    def _note(
+        self, gap_s: float, figures: Mapping[str, float], before: Mapping[str, float]
+    ) -> None:
+        if self._works or not figures:
+            self._longest_gap_s = max(self._longest_gap_s, gap_s)
+        else:
+            self._first_gap_s = gap_s
+        # Rows alone are no proof: they may be adopted, or refused before the model sees them.
+        self._works = self._works or figures != before
+
+    def _limit_s(self, *, tells: bool) -> float:
+        least_s = _LEAST_S if self._works else _WARM_UP_S
+        answer_s = 0.0 if tells else _MOST_S_PER_TOKEN * self._most_tokens
+        gaps_s = _FIRST_GAPS * self._first_gap_s, _LONGEST_GAPS * self._longest_gap_s
+        return max(least_s, answer_s, *gaps_s)
 
     def idle(self, now_s: float) -> None:
         """The engine has no request, so nothing can be expected of it."""

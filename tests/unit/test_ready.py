@@ -320,6 +320,12 @@ def test_after_it_two_minutes_or_ten_times_the_longest_gap() -> None:
     assert stalls(slow, until_s=2000) == 450 + 501
 
 
+def test_after_a_slow_first_sign_it_may_take_twice_as_long_again() -> None:
+    """A batch of long prompts, and later another one."""
+    assert stalls([401, 402, 403], until_s=3000) == 403 + 801
+    assert stalls([401, 402, 403, 1100, 1101], until_s=1800) is None
+
+
 def test_a_slow_engine_that_lives_is_left_alone() -> None:
     assert stalls(range(2, 20_000, 100), until_s=20_000) is None
 
@@ -328,10 +334,10 @@ def test_nothing_is_expected_of_an_idle_engine() -> None:
     assert stalls([], until_s=5000, idle_until_s=4500) is None
     progress = Progress(0.0)
     for now_s in range(1, 5):
-        assert progress.stalled_s(now_s, {}, now_s) is None
+        assert progress.stalled_s(0, {"iterations": now_s}, now_s) is None
     progress.idle(5000.0)
-    assert progress.stalled_s(4, {}, 5100.0) is None
-    assert progress.stalled_s(4, {}, 5121.0) == 121.0
+    assert progress.stalled_s(0, {"iterations": 4}, 5100.0) is None
+    assert progress.stalled_s(0, {"iterations": 4}, 5121.0) == 121.0
 
 
 @pytest.mark.parametrize("figure", ["iterations", "generated_tokens"])
@@ -341,6 +347,40 @@ def test_iterations_tokens_and_rows_are_signs_of_life(figure: str) -> None:
         assert progress.stalled_s(0, {figure: now_s}, now_s) is None
     for now_s in range(3000, 6000, 100):
         assert progress.stalled_s(now_s, {figure: 0}, now_s) is None
+
+
+def test_rows_that_the_model_never_saw_do_not_end_its_warm_up() -> None:
+    progress = Progress(0.0)
+    for rows in range(1, 6):
+        assert progress.stalled_s(rows, {"iterations": 0}, float(rows)) is None
+    assert progress.stalled_s(5, {"iterations": 0}, 604.0) is None
+    assert progress.stalled_s(5, {"iterations": 0}, 606.0) == 601.0
+
+
+def answers_only(answers: Sequence[int], *, until_s: int, max_tokens: int = 64) -> int | None:
+    """As `stalls`, of an engine that gives no sign but its answers."""
+    progress = Progress(0.0)
+    progress.given(max_tokens)
+    for now_s in range(1, until_s + 1):
+        rows = sum(at_s <= now_s for at_s in answers)
+        if progress.stalled_s(rows, {"running": 8, "queued": 0}, now_s) is not None:
+            return now_s
+    return None
+
+
+def test_an_engine_that_has_only_answers_has_ten_minutes_for_each() -> None:
+    assert answers_only([2, 3, 4, 5], until_s=2000) == 5 + 601
+    assert answers_only(range(2, 20_000, 590), until_s=20_000) is None
+
+
+def test_an_engine_that_has_only_answers_has_a_second_for_each_token_of_the_longest() -> None:
+    assert answers_only([], until_s=5000, max_tokens=4096) == 1 + 4097
+    assert answers_only(range(3000, 20_000, 4000), until_s=20_000, max_tokens=4096) is None
+
+
+def test_an_engine_that_has_only_answers_has_ten_times_the_longest_wait_for_one() -> None:
+    assert answers_only([501], until_s=9000) == 501 + 5001
+    assert answers_only([501, 4000], until_s=5000) is None
 
 
 def test_the_time_that_most_answers_took_is_that_of_the_last_two_thousand() -> None:

@@ -153,16 +153,25 @@ class AsyncLLM:
         self._validate(prompt, sampling_params)
         if bytes(i for i in ids if i < BOS) == b"break":
             raise EngineGenerateError from KeyError("no such request")
+        self._note("asked", ids)
         queue = self._queues[request_id] = asyncio.Queue()
         task = asyncio.ensure_future(self._work(request_id, ids, sampling_params))
         try:
             found = await queue.get()
             if isinstance(found, Exception):
                 raise found
+            self._note("answered", ids)
             yield found
         finally:
             task.cancel()
             self._queues.pop(request_id, None)
+
+    def _note(self, what: str, ids: list[int]) -> None:
+        """One line of the journal, where there is to be one: whole, whoever else writes to it."""
+        if path := self._how.get("journal"):
+            line = f"{os.getpid()} {what} {bytes(i for i in ids if i < BOS).decode()}\n"
+            with Path(path).open("ab", buffering=0) as journal:
+                journal.write(line.encode())
 
     def _validate(self, prompt: Any, params: SamplingParams) -> None:
         """``vllm/v1/engine/input_processor.py``, process_inputs."""
@@ -188,14 +197,16 @@ class AsyncLLM:
             if stop in text:
                 text, reason = text[: text.index(stop)], "stop"
         await asyncio.sleep(self._how.get("latency_s", 0))
-        if text == "wait":
+        if text == "wait" or self._answers == self._how.get("silent_after"):
             await asyncio.sleep(1e6)
         if text == "fail":
             reason = "error"
         self._answers += 1
         for logger in self._loggers:
             waiting = SimpleNamespace(
-                num_running_reqs=len(self._queues), num_waiting_reqs=1, kv_cache_usage=0.25
+                num_running_reqs=len(self._queues),
+                num_waiting_reqs=self._how.get("waiting", 1),
+                kv_cache_usage=0.25,
             )
             logger.record(waiting, SimpleNamespace(num_generation_tokens=len(answer)))
         if self._answers == self._how.get("die_after"):

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from launcher.data.leases import Leases
 from launcher.data.open_unit import OpenUnit
 from launcher.data.passes import Pass, open_pass
-from launcher.data.records import encode, error_row, ok_row
+from launcher.data.records import error_line, ok_line
 from launcher.data.tally import PartCounts
 from launcher.data.wal import Record
 from launcher.engines.base import Completion
@@ -319,7 +319,7 @@ class Dispatcher:
         self._lengths.note(prepared.size, prepared.request.sampling.max_tokens, tokens[1])
         self.totals.prompt_tokens += tokens[0]
         self.totals.completion_tokens += tokens[1]
-        line = encode(ok_row(prepared.head, completion, plan=self.plan_number))
+        line = ok_line(prepared.head, completion, plan=self.plan_number)
         self._finish(waiting, Record(prepared.head[:2], True, *tokens, line))
 
     def _take_error(self, waiting: Waiting, error: RowError) -> None:
@@ -329,7 +329,7 @@ class Dispatcher:
             return
         self._judge(error, asked=waiting.prepared.request is not None)
         head = waiting.prepared.head
-        line = encode(error_row(head, error, plan=self.plan_number))
+        line = error_line(head, error, plan=self.plan_number)
         self._finish(waiting, Record(head[:2], False, 0, 0, line))
 
     def _finish(self, waiting: Waiting, record: Record) -> None:

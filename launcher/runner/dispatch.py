@@ -91,7 +91,7 @@ class Dispatcher:
     _untried_left: int = 0
     _open: dict[int, OpenUnit] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _answering: set[asyncio.Task[None]] = field(default_factory=set)
+    _answering: dict[Waiting, asyncio.Task[None]] = field(default_factory=dict)
     _publishing: set[asyncio.Task[None]] = field(default_factory=set)
     _quarantine: Quarantine = field(default_factory=Quarantine)
     _mending: asyncio.Task[None] | None = None
@@ -134,7 +134,7 @@ class Dispatcher:
         OSError
             A file of the run could not be written.
         """
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._keeper, self._rows = keeper, rows
         self._flight = InFlight(keeper.capabilities)
         self._lengths = Lengths()
@@ -161,7 +161,7 @@ class Dispatcher:
                     unit = await self._next()  # the end of one pass may open another
         finally:
             self._over = True  # those that are cancelled here give up their places to nobody
-            for task in (*watching, *self._tasks, *self._answering):
+            for task in (*watching, *self._tasks, *self._answering.values()):
                 task.cancel()
             if self._failure.done():
                 self._failure.exception()  # looked at, whatever else ended the work
@@ -284,9 +284,20 @@ class Dispatcher:
 
     def _submit(self, waiting: Waiting) -> None:
         self._flight.take(waiting.tokens)
-        self._start(self._answer(waiting), self._answering)
+        self._answering[waiting] = self._loop.create_task(self._answer(waiting))
 
     async def _answer(self, waiting: Waiting) -> None:
+        """Answer a row; it fails for itself, as a callback costs half as much as a task."""
+        try:
+            await self._ask(waiting)
+        except Exception as exc:  # noqa: BLE001 - `work` raises it; `_pump` is to know before
+            self._fail(exc)
+        finally:
+            del self._answering[waiting]
+            self._flight.give(waiting.tokens)
+            self._pump()
+
+    async def _ask(self, waiting: Waiting) -> None:
         prepared = waiting.prepared
         try:
             if prepared.request is None:
@@ -304,11 +315,6 @@ class Dispatcher:
             if self._mending is None:
                 raise
             self._suspects.append(waiting)
-        except Exception as exc:  # noqa: BLE001 - `work` raises it; `_pump` is to know before
-            self._fail(exc)
-        finally:
-            self._flight.give(waiting.tokens)
-            self._pump()
 
     def _take_answer(self, waiting: Waiting, completion: Completion, took_s: float) -> None:
         prepared = waiting.prepared
@@ -357,10 +363,10 @@ class Dispatcher:
         except asyncio.TimeoutError:  # it holds what another one needs
             self._fail(died)
             return
-        for task in self._answering:  # those that wait for it still
+        for task in self._answering.values():  # those that wait for it still
             task.cancel()
         if self._answering:
-            await asyncio.wait(tuple(self._answering))
+            await asyncio.wait(tuple(self._answering.values()))
         if self._leaving:
             return
         await self._keeper.replace(died, progress=progress)
@@ -433,21 +439,18 @@ class Dispatcher:
 
     async def _drain(self) -> None:
         """Wait for what is in flight, for as long as the caller lets it."""
-        while tasks := (*self._tasks, *self._answering):
+        while tasks := (*self._tasks, *self._answering.values()):
             await self._unless_failed(asyncio.wait(tasks))
         await self._unless_failed(asyncio.sleep(0))  # the last row's failure counts too
 
-    def _start(
-        self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]] | None = None
-    ) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
-        (self._tasks if group is None else group).add(task)
+        self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._answering.discard(task)
         failure = None if task.cancelled() else task.exception()
         if failure is not None:
             self._fail(failure)

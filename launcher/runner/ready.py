@@ -96,7 +96,7 @@ class Lengths:
             kind = self._kinds[number] = [self._all[0], _FIRST_COUNT]
         share = tokens / max_tokens
         for mean in (kind, self._all):
-            mean[1] = min(mean[1] + 1, _MEMORY)
+            mean[1] += mean[1] < _MEMORY
             mean[0] += (share - mean[0]) / mean[1]
 
 

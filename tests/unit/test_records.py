@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any, Literal
 
@@ -130,7 +129,7 @@ def test_lone_surrogates_are_escaped() -> None:
     text=any_text,
 )
 def test_the_line_of_an_answer_is_what_its_record_is_encoded_to(head: RowHead, text: str) -> None:
-    answer = dataclasses.replace(ANSWER, text=text)
+    answer = ANSWER._replace(text=text)
     line = ok_line(head, answer, plan="0001")
     record = json.loads(line)
     assert encode(record) == line

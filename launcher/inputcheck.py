@@ -10,7 +10,7 @@ import importlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def _spread(identity: RunIdentity) -> Iterator[Iterable[Row]]:
             yield read_unit(inputs, identity.grid, unit)
         elif file not in seen:
             seen.add(file)
-            yield (replace(row, file=file) for row in sample([inputs[file]], _EACH))
+            yield (row._replace(file=file) for row in sample([inputs[file]], _EACH))
 
 
 def _place(row: Row) -> tuple[int, int]:

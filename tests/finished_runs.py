@@ -10,7 +10,7 @@ from typing import Any
 
 from run_making import json_lines, make_identity, make_run
 
-from launcher.data.records import encode, error_row, head_of, ok_row
+from launcher.data.records import encode, error_line, head_of, ok_line
 from launcher.data.rows import Row, UnitReader
 from launcher.engines.base import Completion
 from launcher.errors import RowError
@@ -39,11 +39,11 @@ def answer(row: Row, text: str | None = None, *, keep: Any = "none") -> dict[str
     given = str(fields.get("text", "")) if text is None else text
     head = head_of(row, keep)._replace(id=fields.get("id", fields.get("custom_id")))
     if text is None and given == "bad":
-        return error_row(head, RowError("engine_error", "no luck"), plan="0001")
+        return _record(error_line(head, RowError("engine_error", "no luck"), plan="0001"))
     completion = Completion(
         text=given, finish_reason="stop", prompt_tokens=2, completion_tokens=len(given.split())
     )
-    return ok_row(head, completion, plan="0001")
+    return _record(ok_line(head, completion, plan="0001"))
 
 
 def fresh_run(
@@ -107,3 +107,8 @@ def edit(path: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
 def _by_unit(identity: RunIdentity) -> list[tuple[int, list[Row]]]:
     with UnitReader(identity.inputs, identity.grid) as reader:
         return [(unit, list(reader.read(unit))) for unit in grid.units(identity.grid)]
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(line)
+    return record

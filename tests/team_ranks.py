@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ async def converse(engine: Engine) -> dict[str, Any]:
         await engine.close()
     ends = await asyncio.gather(blocker, endless, return_exceptions=True)
     return {
-        "answers": {row.id: asdict(a) for row, a in zip(_ROWS, answers, strict=True)},
+        "answers": {row.id: a._asdict() for row, a in zip(_ROWS, answers, strict=True)},
         "ran_on": ran_on,
         "ends": [_code(end) for end in ends],
     }

@@ -12,8 +12,8 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -70,29 +70,28 @@ _MISSING_NAME = re.compile(r"'([^']+)'(?: is undefined)?$")
 _FIELDS_SHOWN = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class Prompt(NamedTuple):
     """What one row asks of the model: one of ``text``, ``messages`` and ``tokens`` is set.
 
     Attributes
     ----------
     id
         The user's own id, as `row_id` gives it. It is carried, never a key.
+    sampling
+        The job's, with the row's own seed and what an OpenAI line overrides.
     text
         Sent as it is.
     messages
         Turns for the model's chat template, each with a ``role`` and text ``content``.
     tokens
         Token ids that the row itself brings as its prompt, sent as they are.
-    sampling
-        The job's, with the row's own seed and what an OpenAI line overrides.
     """
 
     id: str | None
+    sampling: Sampling
     text: str | None = None
     messages: Turns | None = None
     tokens: Sequence[int] | None = None
-    sampling: Sampling
 
 
 class PromptBuilder:
@@ -292,9 +291,11 @@ def _compiled(env: ImmutableSandboxedEnvironment, source: str) -> Template:
 
 def _rendered(template: Template, fields: Mapping[str, Any]) -> str:
     try:
-        # As Template.render does it, without copying the environment's names twice for every row.
-        context = template.new_context({**template.environment.globals, **fields}, shared=True)
-        return "".join(template.root_render_func(context))
+        # As Template.render does it, without what serves imports, which find nothing here.
+        env = template.environment
+        names = {**env.globals, **fields}
+        context = env.context_class(env, names, template.name, template.blocks)
+        return env.concat(template.root_render_func(context))
     except UndefinedError as exc:
         if name := _MISSING_NAME.search(str(exc)):
             raise _missing(name[1], fields) from exc
@@ -358,10 +359,11 @@ def _turns(value: Any) -> Turns:
 
 
 def _check_text(texts: Sequence[str]) -> None:
-    if not any(text.strip() for text in texts):
+    whole = "".join(texts)
+    if not whole.strip():
         raise RowError("empty_prompt", "the prompt is empty, or white space alone")
     try:
-        "".join(texts).encode()
+        whole.encode()
     except UnicodeEncodeError as exc:
         # No tokenizer takes one, and some end the engine.
         char = ord(exc.object[exc.start])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -15,9 +16,9 @@ __all__ = [
     "Answer",
     "RowHead",
     "encode",
-    "error_row",
+    "error_line",
     "head_of",
-    "ok_row",
+    "ok_line",
     "to_openai",
 ]
 
@@ -41,7 +42,7 @@ _STATUS = {
 _SERVER_ERROR = 500
 _COMPLETION = "text_completion"
 _PLAIN = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-_ESCAPED = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
+_BEYOND_ASCII = re.compile("[^ -~]")
 
 
 class Answer(Protocol):
@@ -92,8 +93,8 @@ def head_of(row: Row, keep: tuple[str, ...] | Literal["all", "none"] = "none") -
     return RowHead(row.file, row.offset, row_id(row), asks_for_completion(row.fields), kept)
 
 
-def ok_row(head: RowHead, answer: Answer, *, plan: str) -> dict[str, Any]:
-    """The output row of an answered input row.
+def ok_line(head: RowHead, answer: Answer, *, plan: str) -> bytes:
+    """The output row of an answered input row, as `encode` writes it.
 
     Parameters
     ----------
@@ -105,29 +106,26 @@ def ok_row(head: RowHead, answer: Answer, *, plan: str) -> dict[str, Any]:
     The answer to an OpenAI line that asks for a bare completion says so by ``object``, as nothing
     else in an output row tells it from a chat.
     """
-    return {
-        "id": head.id,
-        "row": [head.file, head.offset],
-        "status": "ok",
-        "response": {"text": answer.text, **({"object": _COMPLETION} if head.bare else {})},
-        "usage": {
-            "prompt_tokens": answer.prompt_tokens,
-            "completion_tokens": answer.completion_tokens,
-            "total_tokens": answer.prompt_tokens + answer.completion_tokens,
-        },
-        "finish_reason": answer.finish_reason,
-        **({"truncated_prompt_tokens": head.truncated} if head.truncated else {}),
-        "plan": plan,
-        **({} if head.kept is None else {"input": head.kept}),
-    }
+    # Written out: the encoder takes four times as long, and every row comes through here.
+    prompt, completion = answer.prompt_tokens, answer.completion_tokens
+    kind = f',"object":"{_COMPLETION}"' if head.bare else ""
+    cut = f'"truncated_prompt_tokens":{head.truncated},' if head.truncated else ""
+    kept = "" if head.kept is None else f',"input":{_PLAIN.encode(head.kept)}'
+    return _line(
+        f'{{"id":{_quoted(head.id)},"row":[{head.file},{head.offset}],"status":"ok",'
+        f'"response":{{"text":{_quoted(answer.text)}{kind}}},'
+        f'"usage":{{"prompt_tokens":{prompt},"completion_tokens":{completion},'
+        f'"total_tokens":{prompt + completion}}},'
+        f'"finish_reason":{_quoted(answer.finish_reason)},{cut}"plan":{_quoted(plan)}{kept}}}'
+    )
 
 
-def error_row(head: RowHead, error: RowError, *, plan: str) -> dict[str, Any]:
-    """The output row of an input row that could not be answered; parameters as in `ok_row`.
+def error_line(head: RowHead, error: RowError, *, plan: str) -> bytes:
+    """The output row of an input row that could not be answered; parameters as in `ok_line`.
 
     ``retryable`` tells whether the same row may succeed another time.
     """
-    return {
+    record = {
         "id": head.id,
         "row": [head.file, head.offset],
         "status": "error",
@@ -139,6 +137,7 @@ def error_row(head: RowHead, error: RowError, *, plan: str) -> dict[str, Any]:
         "plan": plan,
         **({} if head.kept is None else {"input": head.kept}),
     }
+    return encode(record)
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -146,10 +145,7 @@ def encode(record: Mapping[str, Any]) -> bytes:
 
     Text with lone surrogates, which UTF-8 cannot hold, is written with ``\u`` escapes.
     """
-    try:
-        return _PLAIN.encode(record).encode() + b"\n"
-    except UnicodeEncodeError:
-        return _ESCAPED.encode(record).encode() + b"\n"
+    return _line(_PLAIN.encode(record))
 
 
 def to_openai(
@@ -160,7 +156,7 @@ def to_openai(
     Parameters
     ----------
     record
-        From `ok_row` or `error_row`.
+        As `ok_line` or `error_line` writes it.
     created_s
         Unix time to give as ``created``; output rows carry no clock.
     chat
@@ -214,3 +210,15 @@ def _refusal(record: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     kind = "server_error" if status >= _SERVER_ERROR else "invalid_request_error"
     what = {"message": error["message"], "type": kind, "param": None, "code": error["code"]}
     return status, {"error": what}
+
+
+def _quoted(text: str | None) -> str:
+    return "null" if text is None else _PLAIN.encode(text)
+
+
+def _line(text: str) -> bytes:
+    try:
+        return f"{text}\n".encode()
+    except UnicodeEncodeError:
+        escaped = _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
+        return f"{escaped}\n".encode()

@@ -10,9 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from launcher.data.readers import Reader, coordinates, open_reader, place
 from launcher.errors import RowError, RunError
@@ -24,8 +23,7 @@ __all__ = ["Row", "UnitReader", "extent", "read_unit", "sample"]
 _MOST_OPEN = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(NamedTuple):
     """One row of the input: either its ``fields``, or the ``error`` that says why there are none.
 
     Attributes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from launcher.plan.types import Cut, Sampling
 
@@ -42,8 +42,7 @@ class EngineSetup:
     meeting: Path | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(NamedTuple):
     """One row as the engine gets it: one of ``text``, ``messages`` and ``tokens`` is set.
 
     ``messages`` go through the model's chat template; ``text`` and token ids are sent as they are.
@@ -56,8 +55,7 @@ class Request:
     tokens: Sequence[int] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class Completion(NamedTuple):
     """The answer to one request. ``finish_reason`` is ``stop`` or ``length``."""
 
     text: str

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from launcher.data.leases import Leases
 from launcher.data.open_unit import OpenUnit
-from launcher.data.records import encode, error_row, ok_row
+from launcher.data.records import error_line, ok_line
 from launcher.data.tally import PartCounts
 from launcher.data.wal import Record
 from launcher.engines.base import Completion
@@ -89,7 +89,7 @@ class Dispatcher:
     phase: Literal["starting", "running", "leaving"] = "starting"
     _open: set[OpenUnit] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _answering: set[asyncio.Task[None]] = field(default_factory=set)
+    _answering: dict[Waiting, asyncio.Task[None]] = field(default_factory=dict)
     _publishing: set[asyncio.Task[None]] = field(default_factory=set)
     _quarantine: Quarantine = field(default_factory=Quarantine)
     _mending: asyncio.Task[None] | None = None
@@ -135,7 +135,7 @@ class Dispatcher:
         OSError
             A file of the run could not be written.
         """
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._keeper, self._rows = keeper, rows
         self._flight = InFlight(keeper.capabilities)
         self._lengths = Lengths()
@@ -162,7 +162,7 @@ class Dispatcher:
                     unit = await self._next()  # the end of one pass may open another
         finally:
             self._over = True  # those that are cancelled here give up their places to nobody
-            for task in (*watching, *self._tasks, *self._answering):
+            for task in (*watching, *self._tasks, *self._answering.values()):
                 task.cancel()
             if self._failure.done():
                 self._failure.exception()  # looked at, whatever else ended the work
@@ -285,9 +285,20 @@ class Dispatcher:
 
     def _submit(self, waiting: Waiting) -> None:
         self._flight.take(waiting.tokens)
-        self._start(self._answer(waiting), self._answering)
+        self._answering[waiting] = self._loop.create_task(self._answer(waiting))
 
     async def _answer(self, waiting: Waiting) -> None:
+        """Answer a row; it fails for itself, as a callback costs half as much as a task."""
+        try:
+            await self._ask(waiting)
+        except Exception as exc:  # noqa: BLE001 - `work` raises it; `_pump` is to know before
+            self._fail(exc)
+        finally:
+            del self._answering[waiting]
+            self._flight.give(waiting.tokens)
+            self._pump()
+
+    async def _ask(self, waiting: Waiting) -> None:
         prepared = waiting.prepared
         try:
             if prepared.request is None:
@@ -306,11 +317,6 @@ class Dispatcher:
             if self._mending is None:
                 raise
             self._suspects.append(waiting)
-        except Exception as exc:  # noqa: BLE001 - `work` raises it; `_pump` is to know before
-            self._fail(exc)
-        finally:
-            self._flight.give(waiting.tokens)
-            self._pump()
 
     def _take_answer(self, waiting: Waiting, completion: Completion, took_s: float) -> None:
         prepared = waiting.prepared
@@ -321,7 +327,7 @@ class Dispatcher:
         self._lengths.note(prepared.size, prepared.request.sampling.max_tokens, tokens[1])
         self.totals.prompt_tokens += tokens[0]
         self.totals.completion_tokens += tokens[1]
-        line = encode(ok_row(prepared.head, completion, plan=self.plan_number))
+        line = ok_line(prepared.head, completion, plan=self.plan_number)
         self._finish(waiting, Record(prepared.head[:2], True, *tokens, line))
 
     def _take_error(self, waiting: Waiting, error: RowError) -> None:
@@ -331,7 +337,7 @@ class Dispatcher:
             return
         self._judge(error, asked=waiting.prepared.request is not None)
         head = waiting.prepared.head
-        line = encode(error_row(head, error, plan=self.plan_number))
+        line = error_line(head, error, plan=self.plan_number)
         self._finish(waiting, Record(head[:2], False, 0, 0, line))
 
     def _finish(self, waiting: Waiting, record: Record) -> None:
@@ -359,10 +365,10 @@ class Dispatcher:
         except asyncio.TimeoutError:  # it holds what another one needs
             self._fail(died)
             return
-        for task in self._answering:  # those that wait for it still
+        for task in self._answering.values():  # those that wait for it still
             task.cancel()
         if self._answering:
-            await asyncio.wait(tuple(self._answering))
+            await asyncio.wait(tuple(self._answering.values()))
         if self._leaving:
             return
         await self._keeper.replace(died, progress=progress)
@@ -462,21 +468,18 @@ class Dispatcher:
 
     async def _drain(self) -> None:
         """Wait for what is in flight, for as long as the caller lets it."""
-        while tasks := (*self._tasks, *self._answering):
+        while tasks := (*self._tasks, *self._answering.values()):
             await self._unless_failed(asyncio.wait(tasks))
         await self._unless_failed(asyncio.sleep(0))  # the last row's failure counts too
 
-    def _start(
-        self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]] | None = None
-    ) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
-        (self._tasks if group is None else group).add(task)
+        self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._answering.discard(task)
         failure = None if task.cancelled() else task.exception()
         if failure is not None:
             self._fail(failure)

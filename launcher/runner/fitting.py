@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from launcher.plan.types import TooLong
 from launcher.runner.ready import Prepared
 
@@ -26,4 +24,4 @@ def fitted(prepared: Prepared, max_seq_len: int | None, too_long: TooLong) -> Pr
     kept = max(1, max_seq_len - min(request.sampling.max_tokens, max_seq_len // 2))
     tokens = request.tokens[-kept:] if too_long == "truncate-left" else request.tokens[:kept]
     head = prepared.head._replace(truncated=count - kept)
-    return Prepared(head, replace(request, tokens=tokens), size=kept)
+    return Prepared(head, request._replace(tokens=tokens), size=kept)

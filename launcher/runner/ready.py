@@ -123,7 +123,7 @@ class Lengths:
         self.mean_tokens = tokens if before is None else before + (tokens - before) / _MEMORY
         share = tokens / max_tokens
         for mean in (kind, self._all):
-            mean[1] = min(mean[1] + 1, _MEMORY)
+            mean[1] += mean[1] < _MEMORY
             mean[0] += (share - mean[0]) / mean[1]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import pytest
 
-from launcher.data.records import RowHead, ok_row
+from launcher.data.records import RowHead, ok_line
 from launcher.engines.base import Completion, Request
 from launcher.plan.types import Sampling
 from launcher.runner.fitting import fitted
@@ -51,5 +52,8 @@ def test_what_cannot_be_cut_or_needs_no_cut_is_left_alone() -> None:
 
 def test_an_output_row_says_by_how_much_its_prompt_was_cut() -> None:
     answer = Completion(text="a", finish_reason="stop", prompt_tokens=16, completion_tokens=1)
-    assert ok_row(RowHead(0, 0, truncated=14), answer, plan="1")["truncated_prompt_tokens"] == 14
-    assert "truncated_prompt_tokens" not in ok_row(RowHead(0, 0), answer, plan="1")
+    cut, whole = (
+        json.loads(ok_line(RowHead(0, 0, truncated=count), answer, plan="1")) for count in (14, 0)
+    )
+    assert cut["truncated_prompt_tokens"] == 14
+    assert "truncated_prompt_tokens" not in whole

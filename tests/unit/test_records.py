@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.data.records import encode, error_row, head_of, ok_row, to_openai
+from launcher.data.records import RowHead, encode, error_line, head_of, ok_line, to_openai
 from launcher.data.rows import Row
 from launcher.engines.base import Completion
 from launcher.errors import RowError
@@ -20,8 +20,18 @@ UNREAD = Row(file=0, offset=0, error=RowError("invalid_json", "not JSON"))
 ANSWER = Completion(text="yes", finish_reason="stop", prompt_tokens=5, completion_tokens=2)
 
 
+def ok_row(head: RowHead, answer: Completion = ANSWER) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(ok_line(head, answer, plan="0001"))
+    return record
+
+
+def error_row(head: RowHead, error: RowError) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(error_line(head, error, plan="0001"))
+    return record
+
+
 def failed(code: str) -> dict[str, Any]:
-    return error_row(HEAD, RowError(code, "why"), plan="0001")
+    return error_row(HEAD, RowError(code, "why"))
 
 
 def real(text: str) -> str:
@@ -38,7 +48,7 @@ any_json = st.recursive(
 
 
 def test_an_answered_row_says_what_came_and_from_where() -> None:
-    assert ok_row(HEAD, ANSWER, plan="0001") == {
+    assert ok_row(HEAD) == {
         "id": "7",
         "row": [2, 40],
         "status": "ok",
@@ -51,7 +61,7 @@ def test_an_answered_row_says_what_came_and_from_where() -> None:
 
 def test_an_error_row_says_why() -> None:
     error = RowError("missing_field", "the row has no field 'a'")
-    assert error_row(HEAD._replace(id=None), error, plan="0002") == {
+    assert error_row(HEAD._replace(id=None), error) == {
         "id": None,
         "row": [2, 40],
         "status": "error",
@@ -60,7 +70,7 @@ def test_an_error_row_says_why() -> None:
             "message": "the row has no field 'a'",
             "retryable": False,
         },
-        "plan": "0002",
+        "plan": "0001",
     }
 
 
@@ -82,13 +92,13 @@ def test_kept_fields_are_repeated(
     keep: tuple[str, ...] | Literal["all"], expected: dict[str, Any]
 ) -> None:
     head = head_of(ROW, keep)
-    assert ok_row(head, ANSWER, plan="0001")["input"] == expected
-    assert error_row(head, RowError("timeout", ""), plan="0001")["input"] == expected
+    assert ok_row(head)["input"] == expected
+    assert error_row(head, RowError("timeout", ""))["input"] == expected
 
 
 def test_a_row_that_could_not_be_read_has_no_input_to_keep() -> None:
     assert UNREAD.error is not None
-    assert "input" not in error_row(head_of(UNREAD, "all"), UNREAD.error, plan="0001")
+    assert "input" not in error_row(head_of(UNREAD, "all"), UNREAD.error)
 
 
 @given(record=st.dictionaries(any_text, any_json, max_size=4))
@@ -106,8 +116,29 @@ def test_lone_surrogates_are_escaped() -> None:
     assert encode({"text": "é\ud800"}) == b'{"text":"\\u00e9\\ud800"}\n'
 
 
+@given(
+    head=st.builds(
+        RowHead,
+        st.integers(0, 9),
+        st.integers(0, 2**40),
+        st.none() | any_text,
+        st.booleans(),
+        st.none() | st.dictionaries(any_text, any_json, max_size=3),
+        st.integers(0, 9),
+    ),
+    text=any_text,
+)
+def test_the_line_of_an_answer_is_what_its_record_is_encoded_to(head: RowHead, text: str) -> None:
+    answer = ANSWER._replace(text=text)
+    line = ok_line(head, answer, plan="0001")
+    record = json.loads(line)
+    assert encode(record) == line
+    assert (record["id"], record["response"]["text"]) == (head.id, text)
+    assert record.get("input") == head.kept
+
+
 def test_an_answer_has_the_shape_of_an_openai_batch_line() -> None:
-    record = ok_row(HEAD, ANSWER, plan="0001")
+    record = ok_row(HEAD)
     assert to_openai(record, model="m", created_s=9) == {
         "id": "batch_req_2_40",
         "custom_id": "7",
@@ -161,17 +192,12 @@ def test_an_error_is_an_http_one(code: str, status: int, kind: str) -> None:
 
 
 def test_a_row_without_an_id_is_called_by_its_place() -> None:
-    assert (
-        to_openai(ok_row(HEAD._replace(id=None), ANSWER, plan="1"), model="m")["custom_id"]
-        == "2:40"
-    )
-    assert to_openai(ok_row(HEAD._replace(id=""), ANSWER, plan="1"), model="m")["custom_id"] == ""
+    assert to_openai(ok_row(HEAD._replace(id=None)), model="m")["custom_id"] == "2:40"
+    assert to_openai(ok_row(HEAD._replace(id="")), model="m")["custom_id"] == ""
 
 
 def test_a_bare_completion_has_the_shape_of_its_own_endpoint() -> None:
-    line = to_openai(
-        ok_row(HEAD._replace(id="r2"), ANSWER, plan="1"), model="m", created_s=9, chat=False
-    )
+    line = to_openai(ok_row(HEAD._replace(id="r2")), model="m", created_s=9, chat=False)
     assert line["response"]["body"] == {
         "id": "cmpl-2-40",
         "object": "text_completion",
@@ -201,4 +227,4 @@ def test_an_answer_says_where_its_openai_line_asked_for_a_completion(
     fields: dict[str, Any], response: dict[str, Any]
 ) -> None:
     row = Row(file=0, offset=0, fields=fields)
-    assert ok_row(head_of(row), ANSWER, plan="0001")["response"] == response
+    assert ok_row(head_of(row))["response"] == response

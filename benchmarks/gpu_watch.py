@@ -185,7 +185,8 @@ def note_beats(run: Path, series: dict[str, list[Sample]]) -> None:
 
 def parts_of(run: Path) -> list[dict[str, Any]]:
     """What each published part holds, as its worker noted it, beside what else it noted."""
-    notes = [json.loads(line) for path in run.glob("metrics/*.jsonl") for line in path.open()]
+    texts = [path.read_text() for path in run.glob("metrics/*.jsonl")]
+    notes = [json.loads(line) for text in texts for line in text.splitlines()]
     return [note for note in notes if "ok" in note]
 
 

@@ -55,6 +55,12 @@ class Started:
     run: GpuRun
     process: subprocess.Popen[bytes]
 
+    def until(self, true: Callable[[], Any], what: str) -> None:
+        """Wait for ``true``, for no longer than the script runs."""
+        over = self.process.poll
+        wait_until(lambda: true() or over() is not None, what, self.run)
+        assert true(), f"it ended without {what}\n{self.run.log_tail()}"
+
     def ended(self, limit_s: float = LIMIT_S) -> int:
         """The exit code of the script, and nothing of it is left a little later."""
         try:

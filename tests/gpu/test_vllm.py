@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cli_driving import Cli
 from fake_mpirun import write_mpirun
-from gpu_runs import GpuRun, gpu_numbers, render, wait_until
+from gpu_runs import GpuRun, gpu_numbers, render
 
 pytestmark = [pytest.mark.timeout(400)]
 
@@ -141,7 +141,7 @@ def test_one_gpu_answers_rightly_what_other_processes_prepare(
 ) -> None:
     run = ask(cli, tmp_path / "one", vllm, smollm2)
     started = run.start()
-    wait_until(lambda: started.all(is_preparer), "a process that prepares prompts", run)
+    started.until(lambda: started.all(is_preparer), "a process that prepares prompts")
     assert started.ended() == 0, run.log_tail()
     check_answers(run.rows())
     assert run.gpus() == gpu_numbers()[:1]
@@ -172,7 +172,7 @@ def test_whatever_is_killed_each_row_comes_once_and_in_order(
     kept: dict[str, bytes] = {}
     for victim, code in ((is_runner, "run.died"), (is_engine_core, "engine.died")):
         started = run.start()
-        wait_until(lambda: len(run.parts()) >= len(kept) + 5, "five more parts", run)  # noqa: B023 - called here
+        started.until(lambda: len(run.parts()) >= len(kept) + 5, "five more parts")  # noqa: B023 - called here
         os.kill(started.find(victim), signal.SIGKILL)
         assert started.ended() == 7, run.log_tail()
         assert codes(run) == [code], run.log_tail()
@@ -189,12 +189,12 @@ def test_an_engine_core_that_is_killed_is_started_again_in_its_job(
 ) -> None:
     run = tell(cli, tmp_path / "again", vllm, smollm2, 1500)
     started = run.start()
-    wait_until(lambda: len(run.parts()) >= 5, "five parts", run)
+    started.until(lambda: len(run.parts()) >= 5, "five parts")
     kept, runner, core = run.parts(), started.find(is_runner), started.find(is_engine_core)
     os.kill(core, signal.SIGKILL)
     told = lambda: [beat["engine_restarts"] for beat in run.beats()] == [1]  # noqa: E731 - said once
-    wait_until(told, "a beat that tells of another engine", run)
-    wait_until(lambda: started.all(is_engine_core), "another engine core", run)
+    started.until(told, "a beat that tells of another engine")
+    started.until(lambda: started.all(is_engine_core), "another engine core")
     assert started.find(is_runner) == runner
     assert started.find(is_engine_core) != core
     assert started.ended() == 0, run.log_tail()
@@ -272,7 +272,7 @@ def test_a_later_node_that_is_killed_is_named_and_takes_the_first_one_along(
     job: dict[str, Any] = {"parallelism": {"pp": 2}, "mpirun_of_nodes": two_nodes}
     run = tell(cli, tmp_path / "nodes", vllm, wide, 1500, **job)
     started = run.start()
-    wait_until(lambda: len(run.parts()) >= 5, "five parts", run)
+    started.until(lambda: len(run.parts()) >= 5, "five parts")
     os.kill(started.find(lambda words: is_runner(words) and words[-2] == "1"), signal.SIGKILL)
     assert started.ended() == 7, run.log_tail()
     assert codes(run) == ["run.died"], run.log_tail()

@@ -62,6 +62,7 @@ from benchmarks.gpu_watch import (  # noqa: E402
     Sample,
     gpus_seen,
     note_beats,
+    parts_of,
     read_marks,
     session,
     steady,
@@ -91,6 +92,7 @@ class Bench:
         self.rows = folder / "rows.jsonl"
         write_rows(self.rows, args.max_rows, args.prompts)
         self.rate: float | None = args.rate
+        self.trees: list[Path] = []  # whose hpc-llm scripts run; this one's where there is none
         self._runs = 0
 
     def _model(self) -> tuple[Path, dict[str, Any]]:
@@ -158,7 +160,7 @@ class Bench:
         first_rows(source or self.rows, folder / "in.jsonl", rows)
         run = self._render(folder, engine or self.args.engine, replicas, chat=source is not None)
         marks = folder / "marks"
-        environ = environment(HERE / "gpu_marks") | {"GPU_MARKS": str(marks)}
+        environ = environment(HERE / "gpu_marks", *self.trees) | {"GPU_MARKS": str(marks)}
         series: dict[str, list[Sample]] = {}
         started = time.time()
         with (
@@ -178,8 +180,7 @@ class Bench:
         ready = READY.findall(logs)
         found["ready_s"] = [float(seconds) for seconds, _ in ready]
         found["window"] = int(ready[0][1]) if ready else None
-        logged = [path.read_text().splitlines() for path in run.glob("metrics/*.jsonl")]
-        parts = [json.loads(line) for lines in logged for line in lines]
+        parts = parts_of(run)
         found["failed"] = rows - sum(part["ok"] for part in parts)
         found["prompt_tokens"] = sum(part["prompt_tokens"] for part in parts)
         found["new_tokens"] = sum(part["completion_tokens"] for part in parts)
@@ -213,7 +214,7 @@ class Bench:
         (folder / "site.yaml").write_text(json.dumps(site))  # JSON is YAML
         (folder / "job.yaml").write_text(json.dumps(job))
         words = ["render", "job.yaml", "--site", "./site.yaml", "--out", "run"]
-        environ = environment() | {"XDG_STATE_HOME": str(folder / "state")}
+        environ = environment(*self.trees) | {"XDG_STATE_HOME": str(folder / "state")}
         command = [sys.executable, "-m", "launcher", *words]
         done = subprocess.run(
             command, cwd=folder, env=environ, capture_output=True, text=True, check=False
@@ -288,7 +289,8 @@ def part_same(bench: Bench, limit_s: float) -> dict[str, Any]:
         share = limit_s / len(cuts)
         said = bench.turns(turns, share, tp=tp, pp=pp, seconds=args.seconds)
         result = compared(timed(said, bench, GENERATED), "runner")
-        result |= {k: e[k] for e in said for k in ("ready_s", "window", "api") if k in e}
+        told = ("ready_s", "window", "api", "warm_tokens_per_s", "seconds")
+        result |= {k: e[k] for e in said for k in told if k in e}
         result["notes"] = [e for e in said if "failed" in e or "left_out" in e]
         found[f"tp{tp} pp{pp}"] = result
         if bench.rate is None and cut == "1x1" and result.get("runner"):

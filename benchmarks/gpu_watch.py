@@ -20,6 +20,8 @@ from typing import Any
 Sample = Sequence[float]
 Tail = dict[str, Any]
 DONE, GENERATED = 3, 4
+# Of the power that a GPU draws while it is full.
+MOST = 0.8
 
 
 def total_at(series: Sequence[Sequence[Sample]], when: float, column: int) -> float:
@@ -104,10 +106,6 @@ class GpuWatch:
 
     def between(self, start: float, end: float) -> list[dict[str, float]]:
         """For each GPU: median and least utilisation, most memory, median power."""
-        found: dict[int, list[list[float]]] = {}
-        for when, values in self._seen:
-            if start <= when <= end:
-                found.setdefault(int(values[0]), []).append(values)
         return [
             {
                 "gpu": gpu,
@@ -119,8 +117,27 @@ class GpuWatch:
                 "memory_total_mib": rows[0][3],
                 "power_median_w": statistics.median(row[4] for row in rows),
             }
-            for gpu, rows in sorted(found.items())
+            for gpu, rows in self._of_each(start, end).items()
         ]
+
+    def lull_s(self, start: float, end: float) -> dict[int, float]:
+        """For each GPU: how long before ``end`` it last drew most of its median power.
+
+        One that has a single sequence left is as busy as another, and draws far less.
+        """
+        found = {}
+        for gpu, rows in self._of_each(start, end).items():
+            least = MOST * statistics.median(row[4] for row in rows)
+            found[gpu] = end - max((row[5] for row in rows if row[4] >= least), default=start)
+        return found
+
+    def _of_each(self, start: float, end: float) -> dict[int, list[list[float]]]:
+        """The fields of each GPU, and when they were seen."""
+        found: dict[int, list[list[float]]] = {}
+        for when, values in self._seen:
+            if start <= when <= end:
+                found.setdefault(int(values[0]), []).append([*values, when])
+        return dict(sorted(found.items()))
 
     def stop(self) -> None:
         if self._process is not None:
@@ -164,6 +181,13 @@ def note_beats(run: Path, series: dict[str, list[Sample]]) -> None:
             if not samples or samples[-1][0] < beat["time"]:
                 tokens = beat["prompt_tokens"], beat["completion_tokens"]
                 samples.append((beat["time"], beat["rows"], *tokens))
+
+
+def parts_of(run: Path) -> list[dict[str, Any]]:
+    """What each published part holds, as its worker noted it, beside what else it noted."""
+    texts = [path.read_text() for path in run.glob("metrics/*.jsonl")]
+    notes = [json.loads(line) for text in texts for line in text.splitlines()]
+    return [note for note in notes if "ok" in note]
 
 
 def read_marks(path: Path, run: Path) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,22 +18,27 @@ import yaml
 from cli_driving import Cli, session_processes
 from run_making import json_lines
 
-__all__ = ["GpuRun", "Started", "gpu_names", "render", "wait_until"]
+__all__ = ["GpuRun", "Started", "gpu_numbers", "render", "wait_until"]
 
 # A start imports for half a minute on a cold machine, and compiles kernels once.
 LIMIT_S = 240.0
 LOG_TAIL = 6000
 
 
-def gpu_names() -> list[str]:
-    """The GPUs of this machine, one line each, as the driver lists them."""
+def gpu_numbers() -> list[str]:
+    """The GPUs of this machine that this process may use, by the driver's numbers.
+
+    nvidia-smi knows nothing of CUDA_VISIBLE_DEVICES, with which two of these share a machine.
+    """
     try:
         done = subprocess.run(
             ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
         return []
-    return [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
+    there = re.findall(r"^GPU (\d+):", done.stdout, re.MULTILINE)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(there)).split(",")
+    return [number for number in there if number in visible]
 
 
 def wait_until(true: Callable[[], Any], what: str, run: GpuRun, limit_s: float = LIMIT_S) -> None:
@@ -48,6 +55,12 @@ class Started:
     run: GpuRun
     process: subprocess.Popen[bytes]
 
+    def until(self, true: Callable[[], Any], what: str) -> None:
+        """Wait for ``true``, for no longer than the script runs."""
+        over = self.process.poll
+        wait_until(lambda: true() or over() is not None, what, self.run)
+        assert true(), f"it ended without {what}\n{self.run.log_tail()}"
+
     def ended(self, limit_s: float = LIMIT_S) -> int:
         """The exit code of the script, and nothing of it is left a little later."""
         try:
@@ -62,11 +75,15 @@ class Started:
             self.kill()
         return code
 
+    def all(self, wanted: Callable[[Sequence[str]], bool]) -> list[int]:
+        """The processes of this start whose words are as ``wanted``."""
+        words = session_processes(self.process.pid)
+        return [pid for pid, its in words.items() if wanted(its)]
+
     def find(self, wanted: Callable[[Sequence[str]], bool]) -> int:
         """The one process of this start whose words are as ``wanted``."""
-        words = session_processes(self.process.pid)
-        found = [pid for pid, its in words.items() if wanted(its)]
-        assert len(found) == 1, words
+        found = self.all(wanted)
+        assert len(found) == 1, session_processes(self.process.pid)
         return found[0]
 
     def kill(self) -> None:
@@ -110,6 +127,14 @@ class GpuRun:
     def parts(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (self.path / "parts").glob("u*.jsonl")}
 
+    def beats(self) -> list[dict[str, Any]]:
+        """What the workers that are at work say of themselves."""
+        found = []
+        for path in self.path.glob("metrics/*.now"):
+            with contextlib.suppress(FileNotFoundError):  # its worker has just ended
+                found.append(json.loads(path.read_bytes()))
+        return found
+
     def problems(self) -> list[dict[str, Any]]:
         """Why the newest start ended as it did, by the files that its ranks left."""
         newest = max((self.path / "jobs").glob("*.json"), key=lambda path: path.stat().st_mtime)
@@ -144,7 +169,6 @@ def render(
     """
     folder.mkdir()
     (folder / "in.jsonl").write_bytes(json_lines(rows))
-    names = gpu_names()
     spec: dict[str, Any] = {"schema": 1, "name": "gpu", "output": {"path": "run"}}
     site: dict[str, Any] = {
         "schema": 1,
@@ -160,7 +184,7 @@ def render(
         "partitions": {
             "gpu": {
                 "nodes": 1,
-                "gpus": {"model": "this", "per_node": len(names), "topology": "all-to-all"},
+                "gpus": {"model": "this", "per_node": len(gpu_numbers()), "topology": "all-to-all"},
             }
         },
     }

@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.gpu_watch import parts_of  # noqa: E402
 from launcher.data.leases import Heartbeat, Leases  # noqa: E402
 from launcher.engines.base import Capabilities, EngineSetup, Request  # noqa: E402
+from launcher.engines.base import window as full_window  # noqa: E402
 from launcher.engines.registry import create  # noqa: E402
 from launcher.plan.types import Cut, Sampling  # noqa: E402
 from launcher.rundir import RunDir  # noqa: E402
@@ -281,7 +282,7 @@ async def converse(args: argparse.Namespace) -> None:
     engine = create(args.engine, setup)
     try:
         capabilities = await engine.start()
-        window = capabilities.max_in_flight
+        window = full_window(capabilities.max_in_flight)
         api = "AsyncLLM" if own_api(engine) is not None else "engine protocol"
         say(ready_s=time.time() - began, window=window, api=api)
         vars(replica)["create"] = lambda *_: Shared(engine, capabilities)

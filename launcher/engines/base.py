@@ -71,7 +71,8 @@ class Capabilities:
     Attributes
     ----------
     max_in_flight
-        Requests worth handing over at once: enough to keep it busy, no more.
+        Requests worth handing over at once: enough to keep it busy, no more. Of one that
+        ``queues``, as many as it runs.
     chat_template
         Whether it can turn ``messages`` into a prompt.
     max_seq_len

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.engines.base import Capabilities, Completion, EngineSetup, Request, window
+from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
 from launcher.engines.overheard import Overheard
 from launcher.engines.prompting import encode
 from launcher.engines.sampler import GREEDY_BELOW
@@ -111,7 +111,7 @@ class VllmEngine:
         except Exception as exc:
             raise await self._death(exc) from exc
         return Capabilities(
-            max_in_flight=window(vllm.max_num_seqs),
+            max_in_flight=vllm.max_num_seqs,
             chat_template=getattr(vllm.tokenizer, "chat_template", None) is not None,
             max_seq_len=vllm.max_model_len,
             queues=True,

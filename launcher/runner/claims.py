@@ -16,12 +16,13 @@ from launcher.data.passes import Pass, open_pass
 from launcher.data.wal import Key
 from launcher.plan.types import RunIdentity
 from launcher.rundir import RunDir
+from launcher.runner.ready import Lengths
 
-__all__ = ["LONG", "Claims"]
+__all__ = ["Claims"]
 
 # What a row must be expected to take on each visit but the last, in answers of the length in
 # which the mean token lies. Chosen by benchmarks/makespan.py.
-LONG = (1.5, 0.5)
+_LONG = (1.5, 0.5)
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Claims:
     untried
         How many of them have not been tried since.
     visit
-        The place in `LONG` of the rows that are wanted of the next units; its length for all.
+        The place in `_LONG` of the rows that are wanted of the next units; its length for all.
     """
 
     run: RunDir
@@ -46,7 +47,7 @@ class Claims:
     held: set[int] = field(default_factory=set)
     left: set[int] = field(default_factory=set)
     untried: int = 0
-    visit: int = len(LONG)
+    visit: int = len(_LONG)
     visited: bool = False
     _pass: Pass | None = None
     _rest: Iterator[int] = field(default_factory=lambda: iter(()))
@@ -63,7 +64,7 @@ class Claims:
                 self.untried -= 1
                 if opened := self._open(unit):
                     return opened
-            if self.visit < len(LONG):
+            if self.visit < len(_LONG):
                 self.visit += 1
             else:
                 looks -= 1
@@ -89,6 +90,11 @@ class Claims:
         if not self.visited and not self.leases.overlay:
             self.visit, self.visited = 0, True
 
+    def least_expected(self, lengths: Lengths) -> float:
+        """What a row of the next unit must be expected to take to be begun on this visit."""
+        long = lengths.long() if self.visit < len(_LONG) else None
+        return 0.0 if long is None else _LONG[self.visit] * long
+
     def wanted(self, unit: OpenUnit) -> set[Key] | None:
         """The rows of a claimed unit to be answered; None for all."""
         assert self._pass is not None  # noqa: S101 - the unit was claimed in it
@@ -103,7 +109,7 @@ class Claims:
         # Looked for before too: the listing may lag, and each claim of what is out leaves a lease.
         overlay = self.leases.overlay
         part = self.run.part_path(unit, overlay)
-        most_shared = self.visit if self.visit < len(LONG) else None
+        most_shared = self.visit if self.visit < len(_LONG) else None
         generation = None if part.exists() else self.leases.claim(unit, most_shared)
         if not generation or part.exists():
             return None

@@ -22,16 +22,16 @@ from launcher.errors import Problem, RowError, RunError
 from launcher.plan.types import RunIdentity
 from launcher.rundir import RunDir
 from launcher.runner.breaker import Breaker
-from launcher.runner.claims import LONG, Claims
+from launcher.runner.claims import Claims
 from launcher.runner.fitting import fitted
 from launcher.runner.inflight import InFlight
 from launcher.runner.keeper import EngineKeeper
 from launcher.runner.preparing import Rows
-from launcher.runner.progress import Latencies, Progress
+from launcher.runner.progress import Latencies, Progress, Totals
 from launcher.runner.quarantine import Quarantine
 from launcher.runner.ready import Lengths, Order, Prepared, Ready, Waiting
 
-__all__ = ["Dispatcher", "Totals"]
+__all__ = ["Dispatcher"]
 
 T = TypeVar("T")
 
@@ -51,15 +51,6 @@ _VISITED_ROWS_A_SLOT = 24
 # Asked once more, at the end of its unit: what an engine failed on may have been its neighbours.
 _MOST_TRIES = 2
 _TRIED_AGAIN = frozenset({"engine_error"})
-
-
-@dataclass
-class Totals:
-    """What a dispatcher has done so far."""
-
-    rows: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 @dataclass
@@ -200,7 +191,7 @@ class Dispatcher:
             await self._unless_failed(first)
         wanted = await asyncio.to_thread(self._claims.wanted, unit)
         limit = self._keeper.capabilities.max_seq_len
-        least = self._least_expected()
+        least = self._claims.least_expected(self._lengths)
         self._unit_rows = 0
         while batch := await self._unless_failed(self._rows.some(unit.unit)):
             self._unit_rows += len(batch)
@@ -219,11 +210,6 @@ class Dispatcher:
         unit.all_read = True
         self._end_if_complete(unit)
         self._begin_visits()
-
-    def _least_expected(self) -> float:
-        """What a row must be expected to take to be begun on this visit of the next unit."""
-        visit, long = self._claims.visit, self._lengths.long()
-        return 0.0 if visit == len(LONG) or long is None else LONG[visit] * long
 
     def _begin_visits(self) -> None:
         """Go for long rows first, once not much more is left than the longest of them may take."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-__all__ = ["Latencies", "Progress"]
+__all__ = ["Latencies", "Progress", "Totals"]
 
 # Before the first sign of life kernels may be compiled, graphs captured, caches filled.
 _WARM_UP_S = 600.0
@@ -79,6 +80,15 @@ class Progress:
     def idle(self, now_s: float) -> None:
         """The engine has no request, so nothing can be expected of it."""
         self._since_s = now_s
+
+
+@dataclass
+class Totals:
+    """What a worker has done so far."""
+
+    rows: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class Latencies:

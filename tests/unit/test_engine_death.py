@@ -323,6 +323,7 @@ class Torn(InThread):
 
 def test_an_error_of_the_input_begins_no_more_rows_and_no_other_engine(tmp_path: Path) -> None:
     found = scene(tmp_path, 25)
+    found.dispatcher.order = "input"  # some rows wait, then
     world = World()
     with pytest.raises(RunError) as caught:
         work(found, world, 5, make_rows=Torn)

@@ -34,11 +34,12 @@ def row(
     prepared = Prepared(head, request, size=size)
     if error:
         prepared = Prepared(head, error=RowError("bad_type", "it is"))
-    return Waiting(prepared, NO_UNIT, name, number, size + limit)
+    expected = 0.0 if error else limit / 2
+    return Waiting(prepared, NO_UNIT, name, number, size + limit, expected)
 
 
 def ready(order: Order = "auto", most_bytes: int = 10**9) -> Ready:
-    return Ready(order, Lengths(), most_bytes)
+    return Ready(order, most_bytes)
 
 
 def order_of(rows: Ready) -> list[int]:
@@ -186,29 +187,40 @@ def test_tokens_are_bounded_by_one_and_a_half_times_the_cache_but_one_row_is_alw
 @pytest.mark.parametrize(
     ("queued", "bound"),
     [
-        (0, 125),  # it ran dry
-        (4, 125),
-        (5, 100),
-        (30, 100),
-        (31, 109),  # (100 + 100 * 1.175) / 2 of 100 that run
-        (300, 109),
+        (0, 120),  # it ran dry: of 100 that run, 10 end within four steps
+        (9, 120),
+        (10, 100),
+        (40, 100),
+        (41, 110),  # half the way to 120
+        (300, 110),
     ],
 )
 def test_the_bound_follows_what_the_engine_lets_wait(queued: float, bound: int) -> None:
     found = flight(100)
     for _ in range(100):
         found.take(1)
-    found.adapt({"running": 100, "queued": queued})
+    found.adapt({"running": 100, "queued": queued}, mean_tokens=40)
     assert found.bound == bound
 
 
-def test_the_bound_falls_to_what_runs_and_a_sixth() -> None:
+def test_the_longer_the_answers_the_fewer_wait_in_the_engine() -> None:
+    bounds = []
+    for mean_tokens in (10_000, 400, 10, 1):
+        found = flight(100)
+        for _ in range(100):
+            found.take(1)
+        found.adapt({"running": 100, "queued": 0}, mean_tokens)
+        bounds.append(found.bound)
+    assert bounds == [104, 104, 180, 400]
+
+
+def test_the_bound_falls_to_what_runs_and_a_little() -> None:
     found = flight(1000)
     for _ in range(1000):
         found.take(1)
     for _ in range(40):
-        found.adapt({"running": 100, "queued": found.rows - 100})
-    assert 118 <= found.bound <= 120
+        found.adapt({"running": 100, "queued": found.rows - 100}, mean_tokens=40)
+    assert 120 <= found.bound <= 121
 
 
 def test_the_bound_is_raised_four_times_at_most() -> None:
@@ -216,29 +228,31 @@ def test_the_bound_is_raised_four_times_at_most() -> None:
     for _ in range(20):
         while found.may(1):
             found.take(1)
-        found.adapt({"running": 100, "queued": 0})
+        found.adapt({"running": 100, "queued": 0}, mean_tokens=40)
     assert found.bound == 400
 
 
 @pytest.mark.parametrize(
-    ("queues", "rows", "stats"),
+    ("queues", "rows", "stats", "mean_tokens"),
     [
-        (False, 10, {"running": 10, "queued": 0}),
-        (True, 9, {"running": 9, "queued": 0}),  # the bound is not what holds back
-        (True, 10, {}),
-        (True, 10, {"running": 0, "queued": 10}),
-        (True, 10, {"running": 10}),
+        (False, 10, {"running": 10, "queued": 0}, 40.0),
+        (True, 9, {"running": 9, "queued": 0}, 40.0),  # the bound is not what holds back
+        (True, 10, {}, 40.0),
+        (True, 10, {"running": 0, "queued": 10}, 40.0),
+        (True, 10, {"running": 10}, 40.0),
+        (True, 10, {"running": 10, "queued": 0}, None),  # nothing has ended
     ],
 )
 def test_the_bound_stays_where_the_engine_says_nothing_of_it(
     queues: bool,  # noqa: FBT001 - a case
     rows: int,
     stats: dict[str, float],
+    mean_tokens: float | None,
 ) -> None:
     found = flight(10, queues=queues)
     for _ in range(rows):
         found.take(1)
-    found.adapt(stats)
+    found.adapt(stats, mean_tokens)
     assert found.bound == 10
 
 

@@ -173,16 +173,16 @@ def test_a_real_checkpoint_has_to_have_its_tokenizer(tmp_path: Path) -> None:
     assert (code, "Can't load tokenizer" in message) == ("engine.model", True)
 
 
-def test_the_window_keeps_a_full_step_and_some_waiting(tmp_path: Path) -> None:
+def test_the_window_is_a_full_step(tmp_path: Path) -> None:
     async def work(_: VllmEngine, capabilities: Capabilities) -> Capabilities:
         return capabilities
 
     model = write_checkpoint(tmp_path)
     found = asyncio.run(using(setup(model), work))
     assert found == Capabilities(
-        max_in_flight=1280, chat_template=True, max_seq_len=64, queues=True
+        max_in_flight=1024, chat_template=True, max_seq_len=64, queues=True
     )
-    assert asyncio.run(using(setup(model, max_num_seqs=8), work)).max_in_flight == 40
+    assert asyncio.run(using(setup(model, max_num_seqs=8), work)).max_in_flight == 8
 
 
 def test_the_plans_cut_reaches_vllm(tmp_path: Path) -> None:

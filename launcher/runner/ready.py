@@ -27,6 +27,8 @@ _OVERTAKEN_UNITS = 8
 # How many answers the memory of a kind reaches back.
 _MEMORY = 256
 _FIRST_GUESS, _FIRST_COUNT = 0.5, 4.0
+# How many answers tell that a kind of rows is unlike the others.
+_ENOUGH = 64
 # The squared coefficient of variation from which on long rows are told from short ones.
 _SPREAD = 0.2
 
@@ -106,7 +108,8 @@ class Lengths:
         """Tokens of the answer in which the mean token lies; None when all are about as long."""
         rows = mean = square = 0.0
         for number, sums in self._read.items():
-            share = self._kinds.get(number, self._all)[0]
+            kind = self._kinds.get(number, self._all)
+            share = (kind if kind[1] >= _ENOUGH else self._all)[0]
             rows += sums[0]
             mean += share * sums[1]
             square += share * share * sums[2]

@@ -212,3 +212,63 @@ def test_only_a_later_start_of_the_same_job_replaces_its_earlier_one_at_once(
     beat(run, owner, 1)
     assert Leases(run, owner).claim(0)
     assert Leases(run, worker).claim(0) == (2 if replaced else None)
+
+
+# --- units that are shared ------------------------------------------------------------------------
+
+
+def test_a_shared_unit_is_anybodys_and_says_who_has_begun_what(run: RunDir) -> None:
+    beat(run, "a", 1)
+    a, b = Leases(run, "a"), Leases(run, "b")
+    assert a.claim(0) == 1
+    a.share(0, 1, [(0, 5), (0, 70)])
+    assert b.claim(0) == 3
+    assert b.elsewhere(0, 3) == {(0, 5): "a", (0, 70): "a"}
+    beat(run, "b", 1)
+    assert a.claim(0) is None  # b has it now
+
+
+def test_who_shared_a_unit_may_take_it_again_and_waits_for_its_own_rows(run: RunDir) -> None:
+    a = Leases(run, "a")
+    assert a.claim(0) == 1
+    a.share(0, 1, [(0, 5)])
+    assert a.claim(0) == 3
+    assert a.elsewhere(0, 3) == {(0, 5): "a"}
+
+
+@pytest.mark.parametrize(("most_shared", "generation"), [(0, None), (1, None), (2, 5), (None, 5)])
+def test_a_unit_that_was_shared_more_often_is_left_for_later(
+    run: RunDir, most_shared: int | None, generation: int | None
+) -> None:
+    a = Leases(run, "a")
+    for number in (1, 3):
+        assert a.claim(0) == number
+        a.share(0, number, [])
+    assert a.claim(0, most_shared) == generation
+
+
+def test_rows_of_one_who_shared_and_died_are_nobodys(run: RunDir) -> None:
+    a, b = Leases(run, "a"), Leases(run, "b")
+    assert a.claim(0) == 1
+    a.share(0, 1, [(0, 5)])
+    beat(run, "a", 2, released=True)
+    assert b.claim(0) == 3
+    assert b.elsewhere(0, 3) == {}
+
+
+@pytest.mark.parametrize("content", ["", "shared", "shared [[0,", "shared [[0,5],[0"])
+def test_a_shared_lease_that_a_crash_has_cut_makes_rows_be_redone_and_nothing_worse(
+    run: RunDir, content: str
+) -> None:
+    beat(run, "a", 1)
+    assert Leases(run, "a").claim(0) == 1
+    run.lease_path(0, 2).write_text(content)
+    clock = Clock()
+    b = Leases(run, "b", clock=clock)
+    generation = b.claim(0)
+    while generation is None:  # what is left of it names nobody who could be seen to live
+        assert clock.now < 1000 + 3 * TTL_S
+        clock.now += TTL_S + 1
+        generation = b.claim(0)
+    assert generation == 3
+    assert b.elsewhere(0, 3) == {}

@@ -136,3 +136,41 @@ def test_a_large_part_is_written_in_pieces_from_memory_and_logs(run: RunDir) -> 
     unit.all_read = True
     unit.publish()
     assert run.part_path(0).read_bytes() == b"".join(b"%d" % n + line for n in range(9))
+
+
+# --- units that are shared ------------------------------------------------------------------------
+
+
+def test_the_last_of_several_waits_for_what_others_have_begun_and_makes_the_part(
+    run: RunDir,
+) -> None:
+    first = OpenUnit(run, 0, 1)
+    assert answered(first, [2, 4], done=[2]) == [2, 4]
+    assert first.begun == [(0, 2), (0, 4)]
+    first.flush(sync=True)
+    first.share()
+    last = OpenUnit(run, 0, 3, elsewhere={(0, 2): "a", (0, 4): "a"})
+    assert answered(last, [1, 2, 3, 4], done=[1]) == [1, 3]
+    last.all_read = True
+    assert (last.awaited, last.only_awaits) == (["a"], False)
+    last.finish(2, record(3))
+    assert (last.only_awaits, last.complete) == (True, False)
+    assert last.finished_elsewhere() == []
+    first.finish(1, record(4))
+    first.flush(sync=False)
+    last.adopt(last.finished_elsewhere())
+    assert last.complete
+    assert not last.only_awaits
+    assert last.publish()
+    assert run.part_path(0).read_bytes() == b"row 1\nrow 2\nrow 3\nrow 4\n"
+    assert logs(run) == []
+
+
+def test_who_only_begins_rows_waits_for_nobody_else(run: RunDir) -> None:
+    second = OpenUnit(run, 0, 3, elsewhere={(0, 2): "a"})
+    assert answered(second, [2, 3], done=[]) == [3]
+    second.share()
+    second.all_read = True
+    assert (second.awaited, second.complete, second.only_awaits) == ([], False, False)
+    second.finish(1, record(3))
+    assert second.complete

@@ -17,7 +17,7 @@ from run_making import json_lines
 
 __all__ = ["LIMIT_S", "Cli", "Done", "envelope", "poll", "session_processes", "write_job"]
 
-LIMIT_S = 40.0
+LIMIT_S = 90.0
 
 
 def poll(true: Callable[[], Any], what: str) -> Any:

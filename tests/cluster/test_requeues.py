@@ -43,7 +43,7 @@ class Replicas:
             model=str(self.user.folder / "model"),
             replicas=REPLICAS,
             resources={"partition": "gpu", "time": time, "gpus_per_node": REPLICAS},
-            engine_options={"max_num_seqs": 1},
+            engine_options={"max_num_seqs": 33},
             # Slurm looks twice a minute who is to be warned before it looks again: one that has
             # a minute, 10 to 40 s after its start, when it is at work for sure. All that is left
             # then is kept for closing: what is in flight is cut off.
@@ -54,7 +54,7 @@ class Replicas:
     def _write_model(self, latency_s: float) -> None:
         path = str(self.user.folder / "journal")
         # With so many waiting in the engine it is not given more.
-        write_checkpoint(self.user.folder / "model", journal=path, waiting=5, latency_s=latency_s)
+        write_checkpoint(self.user.folder / "model", journal=path, latency_s=latency_s)
 
     @property
     def job(self) -> str:

@@ -41,7 +41,7 @@ class Nodes:
             model=str(write_checkpoint(user.folder / "model", **how)),
             parallelism={"tp": 2, "pp": 2},
             resources={"partition": "gpu", "time": "10m", "gpus_per_node": 2},
-            engine_options={"max_num_seqs": 1},
+            engine_options={"max_num_seqs": 33},
         )
 
     def submit(self) -> str:

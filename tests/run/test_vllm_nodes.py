@@ -54,7 +54,7 @@ def render(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Render:
             model=str(write_checkpoint(tmp_path / "model", **how)),
             parallelism={"tp": 2, "pp": 2},
             resources={"time": "1h"},
-            engine_options={"max_num_seqs": 1},
+            engine_options={"max_num_seqs": 33},
             runtime={"python": sys.executable},
         )
         run = GpuRun(cli, tmp_path / "work/run")

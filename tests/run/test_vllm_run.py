@@ -85,7 +85,7 @@ def kill_one_of(user: Cli, mark: str) -> tuple[Path, list[str]]:
     """
     rows = [{"text": f"row {n}"} for n in range(200)]
     how = {"silent_after": 50, "stubborn": True}
-    path = job(user, rows, how=how, engine_options={"max_num_seqs": 1}, parallelism={"tp": 2})
+    path = job(user, rows, how=how, engine_options={"max_num_seqs": 33}, parallelism={"tp": 2})
     assert user("submit", path).code == 0
     run = user.home / "work/run"
     poll(lambda: [*run.glob("parts/u*"), *run.glob("wal/*.wal")], "something is answered")

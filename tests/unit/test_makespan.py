@@ -166,7 +166,10 @@ def small(trouble: str, *, known: bool = False) -> Scenario:
     )
 
 
-@pytest.mark.parametrize(("trouble", "known"), [("slow", True), ("all", False), ("died", False)])
+@pytest.mark.parametrize(
+    ("trouble", "known"),
+    [("slow", True), ("all", True), ("died", True), ("all", False), ("died", False)],
+)
 def test_dispatchers_answer_each_row_once_and_take_the_same_time_again(
     trouble: str,
     known: bool,  # noqa: FBT001 - a parameter of the test

@@ -201,10 +201,14 @@ def test_the_plans_cut_reaches_vllm(tmp_path: Path) -> None:
 def test_statistics_are_those_of_the_last_iteration(tmp_path: Path) -> None:
     async def work(engine: VllmEngine, _: Capabilities) -> Mapping[str, float]:
         await engine.generate(text("hello"))
-        await engine.generate(text("hi"))
-        return engine.stats()
+        both = [asyncio.ensure_future(engine.generate(text(name))) for name in ("hi", "ho")]
+        await both[0]  # the other one has to wait for its place
+        figures = dict(engine.stats())
+        await both[1]
+        return figures
 
-    assert asyncio.run(using(setup(write_checkpoint(tmp_path)), work)) == {
+    model = write_checkpoint(tmp_path, latency_s=0.05)
+    assert asyncio.run(using(setup(model, max_num_seqs=1), work)) == {
         "running": 1,
         "queued": 1,
         "kv_cache_usage": 0.25,

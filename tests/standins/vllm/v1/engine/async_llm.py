@@ -61,6 +61,9 @@ class AsyncLLM:
         self._answers = 0
         self._queues: dict[str, asyncio.Queue[Any]] = {}
         self._dead = False
+        # vllm/v1/core/sched/scheduler.py, max_num_running_reqs
+        self._most = vllm_config.scheduler_config.max_num_seqs
+        self._slots = asyncio.Semaphore(self._most)
         model = vllm_config.model_config
         # vllm/renderers/base.py, before anything is started
         if not model.skip_tokenizer_init and not Path(model.model, "tokenizer.model").exists():
@@ -196,16 +199,18 @@ class AsyncLLM:
         for stop in params.stop or ():
             if stop in text:
                 text, reason = text[: text.index(stop)], "stop"
-        await asyncio.sleep(self._how.get("latency_s", 0))
-        if text == "wait" or self._answers == self._how.get("silent_after"):
-            await asyncio.sleep(1e6)
+        async with self._slots:
+            await asyncio.sleep(self._how.get("latency_s", 0))
+            if text == "wait" or self._answers == self._how.get("silent_after"):
+                await asyncio.sleep(1e6)
         if text == "fail":
             reason = "error"
         self._answers += 1
+        running = min(len(self._queues), self._most)
         for logger in self._loggers:
             waiting = SimpleNamespace(
-                num_running_reqs=len(self._queues),
-                num_waiting_reqs=self._how.get("waiting", 1),
+                num_running_reqs=running,
+                num_waiting_reqs=len(self._queues) - running,
                 kv_cache_usage=0.25,
             )
             logger.record(waiting, SimpleNamespace(num_generation_tokens=len(answer)))

@@ -201,7 +201,8 @@ def test_the_plans_cut_reaches_vllm(tmp_path: Path) -> None:
 def test_statistics_are_those_of_the_last_iteration(tmp_path: Path) -> None:
     async def work(engine: VllmEngine, _: Capabilities) -> Mapping[str, float]:
         await engine.generate(text("hello"))
-        both = [asyncio.ensure_future(engine.generate(text(name))) for name in ("hi", "ho")]
+        asked = [text(name, key=name) for name in ("hi", "ho")]
+        both = [asyncio.ensure_future(engine.generate(request)) for request in asked]
         await both[0]  # the other one has to wait for its place
         figures = dict(engine.stats())
         await both[1]

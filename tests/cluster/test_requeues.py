@@ -23,9 +23,11 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 ROWS = 6000
 # So many that not all are between two units when they leave.
 REPLICAS = 3
-# What one engine has at once. All of it takes a second: the rows are a minute of work, and what
-# was answered in the last half second is no more than what is in flight.
+# What one engine answers at once, in a second: the rows are a minute of work, and what was
+# answered in the last half second is no more than what is in flight.
 WINDOW = 33
+# So short are the answers that four times as many are handed over, the rest to queue there.
+IN_FLIGHT = 4 * WINDOW
 ROW_S = 1.0
 
 
@@ -43,7 +45,7 @@ class Replicas:
             model=str(self.user.folder / "model"),
             replicas=REPLICAS,
             resources={"partition": "gpu", "time": time, "gpus_per_node": REPLICAS},
-            engine_options={"max_num_seqs": 33},
+            engine_options={"max_num_seqs": WINDOW},
             # Slurm looks twice a minute who is to be warned before it looks again: one that has
             # a minute, 10 to 40 s after its start, when it is at work for sure. All that is left
             # then is kept for closing: what is in flight is cut off.
@@ -53,7 +55,6 @@ class Replicas:
 
     def _write_model(self, latency_s: float) -> None:
         path = str(self.user.folder / "journal")
-        # With so many waiting in the engine it is not given more.
         write_checkpoint(self.user.folder / "model", journal=path, latency_s=latency_s)
 
     @property
@@ -124,7 +125,7 @@ class Replicas:
         assert first.of("answered").most_common(1)[0][1] == 1
         assert len(first.of("answered").keys() & asked_again.keys()) <= answered_twice
         in_flight = first.of("asked").keys() - first.of("answered").keys()
-        assert len(in_flight) <= REPLICAS * WINDOW
+        assert len(in_flight) <= REPLICAS * IN_FLIGHT
         assert in_flight <= asked_again.keys()
         assert {noted.pid for noted in second}.isdisjoint(noted.pid for noted in first.journal)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ _KEPT_LINES = 1000
 _LONGEST_LINE_BYTES = 4096
 _CHUNK_BYTES = 65536
 _STOP_S = 2.0
+_LOOK_S, _QUIET_LOOKS = 0.02, 5
 _QUIET_S = 0.3
 _SETTLED_S = 5.0
 
@@ -35,7 +37,7 @@ class Overheard:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._stopped = False
         self._places = {number: os.dup(number) for number in (1, 2)}
-        self._readers = [self._listen(number) for number in self._places]
+        self._readers = dict(self._listen(number) for number in self._places)
 
     def lines(self) -> Sequence[str]:
         """The last lines, of both, as they came."""
@@ -59,12 +61,26 @@ class Overheard:
         sys.stderr.flush()
         for number, place in self._places.items():
             os.dup2(place, number)
-        for reader, place in zip(self._readers, self._places.values(), strict=True):
-            reader.join(_STOP_S)
-            if not reader.is_alive():  # a process that is left over may hold its pipe open
+        self._drain()
+        for reader, place in zip(self._readers.values(), self._places.values(), strict=True):
+            if not reader.is_alive():
                 os.close(place)
 
-    def _listen(self, number: int) -> threading.Thread:
+    def _drain(self) -> None:
+        """Wait until all is read; pipes that are left open, here or in a child, have no end."""
+        given_up_s = time.monotonic() + _STOP_S
+        quiet = 0
+        while quiet < _QUIET_LOOKS and time.monotonic() < given_up_s:
+            open_ = [source for source, reader in self._readers.items() if reader.is_alive()]
+            try:
+                quiet = 0 if select.select(open_, [], [], 0)[0] else quiet + 1
+            except OSError:  # its reader has just ended
+                continue
+            if not open_:
+                return
+            time.sleep(_LOOK_S)
+
+    def _listen(self, number: int) -> tuple[int, threading.Thread]:
         source, sink = os.pipe()
         os.dup2(sink, number)
         os.close(sink)
@@ -72,7 +88,7 @@ class Overheard:
             target=self._pass_on, args=(source, self._places[number]), daemon=True, name="overheard"
         )
         reader.start()
-        return reader
+        return source, reader
 
     def _pass_on(self, source: int, place: int) -> None:
         rest = b""

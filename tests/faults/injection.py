@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -84,12 +85,13 @@ def disturbed(
     *,
     links: bool = True,
     constants: Mapping[str, float] = STEADY,
+    log: Path | str = os.devnull,
 ) -> tuple[RunDir, Worker]:
-    """A run after one worker, to whose calls strace did ``how``."""
+    """A run after one worker, to whose calls strace did ``how``; ``log`` is what it tells."""
     run = scene.fresh()
     worker = zygote.start(run, constants=constants, inline=True, hold=True)
     inject = f"inject={CALLS[call]}:{how}"
-    with traced(worker, *strace_options(call, links=links), "-e", inject):
+    with traced(worker, "-y", *strace_options(call, links=links), "-e", inject, log=log):
         worker.wait()
     return run, worker
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,8 +103,16 @@ def test_a_full_disk_stops_no_work_where_a_worker_only_tells_of_itself(
 
     def fill(zygote: Zygote, point: int) -> None:
         how = f"error=ENOSPC:when={point}"
-        run, worker = disturbed(scene, zygote, "write", how, constants=CALM)
-        assert worker.wait() == 0, (point, worker.text())
+        # A unit's part and the next one's lease come in either order: until it is a file there.
+        for number in range(50):
+            told = tmp_path / f"{point}.{number}"
+            run, worker = disturbed(scene, zygote, "write", how, constants=CALM, log=told)
+            code = worker.wait()
+            if re.search(rf"/{place}/.*\(INJECTED\)", told.read_text()):
+                break
+        else:
+            raise AssertionError(f"write {point} was never one to {place}")
+        assert code == 0, (point, worker.text())
         scene.check_done(run)
 
     assert found

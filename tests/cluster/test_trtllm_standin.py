@@ -106,6 +106,7 @@ def step(cluster: Cluster, shared: Path) -> Iterator[MakeStep]:
         variant: str = "A",
         tp: int = 2,
         pp: int = 1,
+        ep: int = 1,
         code: int = 0,
         prompts: tuple[str, ...] = ("one", "two"),
         **how: Any,
@@ -115,12 +116,13 @@ def step(cluster: Cluster, shared: Path) -> Iterator[MakeStep]:
             "model": str(model),
             "tensor_parallel_size": tp,
             "pipeline_parallel_size": pp,
+            "moe_expert_parallel_size": ep,
             "gpus_per_node": 2,
         }
         told = shared / "told.json"
         told.write_text(json.dumps({"llm": llm, "prompts": prompts}))
         script = [LAUNCH_SCRIPTS[variant]] if variant else []
-        words = [*start, *script, "python", TASK, told, str(code)]
+        words: list[str | Path] = [*start, *script, "python", TASK, told, str(code)]
         made.append(Step(cluster, shared, words))
         return made[-1]
 
@@ -143,17 +145,13 @@ def test_the_launch_script_starts_ranks_that_answer_and_end(step: MakeStep) -> N
 
 
 def test_ranks_of_two_nodes_sit_where_mapping_has_them(step: MakeStep) -> None:
-    used = step(SRUN, tp=2, pp=2)
+    used = step(SRUN, tp=2, pp=2, ep=2)
     assert used.code() == 0, used.text()
     assert used.answers() == [["one", "stop"], ["two", "stop"]]
-    found = re.findall(r"stand-in rank (\d) of 4 tp (\d) pp (\d) ep 0 is (\S+) GPU", used.text())
-    hosts = {rank: host for rank, _, _, host in found}
-    assert sorted(place[:3] for place in found) == [
-        ("0", "0", "0"),
-        ("1", "1", "0"),
-        ("2", "0", "1"),
-        ("3", "1", "1"),
-    ]
+    pattern = r"stand-in rank (\d) of 4 tp (\d) pp (\d) ep (\d) is (\S+) GPU"
+    found = re.findall(pattern, used.text())
+    hosts = {rank: host for rank, *_, host in found}
+    assert sorted("".join(place[:4]) for place in found) == ["0000", "1101", "2010", "3111"]
     assert hosts["0"] == hosts["1"] != hosts["2"] == hosts["3"]
 
 

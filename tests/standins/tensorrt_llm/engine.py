@@ -224,10 +224,24 @@ class Engine:
         self._iteration += 1
         if self._start.stats:
             outbox.put(Stats(json.dumps(self._stats())))
-        if (text := self.faults.dies(self._answers)) is not None:
+        if (text := self.faults.breaks("forward", self._answers)) is not None:
+            self._break(text, outbox)
+        if (text := self.faults.breaks("die", self._answers)) is not None:
             logger.error(f"Error in event loop: {text}")
             outbox.put(Fatal(f"Remote MPI worker died: RuntimeError: {text}"))
             self.faults.hang()
+
+    def _break(self, text: str, outbox: Any) -> None:
+        """A pass that fails takes what is active with it (``_torch/pyexecutor/py_executor.py``).
+
+        So it is with _forward_step and _handle_errors; afterwards its thread dies of having no
+        samples, and nobody is told.
+        """
+        logger.error(f"Encountered an error in forward function: {text}")
+        for request, _ in self._active.values():
+            outbox.put(Response(request.id, [], text))
+        write("AssertionError: Sampling failed\n")
+        self.faults.hang()
 
     def _stats(self) -> dict[str, Any]:
         """Keys of ``cpp/tensorrt_llm/executor/jsonSerialization.cpp``."""

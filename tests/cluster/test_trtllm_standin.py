@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ LANDMARKS = (
 class Step:
     """Ranks with the launch script ``variant``, and what all of them write."""
 
-    def __init__(self, cluster: Cluster, folder: Path, words: list[str | Path]) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, words: Sequence[str | Path]) -> None:
         self.log = folder / "log"
         own = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -239,6 +239,27 @@ def test_without_a_launch_script_one_rank_is_spawned(step: MakeStep) -> None:
     assert "spawn" not in used.text()
     used = step(("mpirun", "-x", "CUDA_VISIBLE_DEVICES=0", "-np", "1"), tp=1)
     used.until("bind to external MPI processes")
+
+
+def test_srun_cannot_spawn(step: MakeStep) -> None:
+    used = step(("srun", "--mpi=pmix", "-n1", "--gres=gpu:1", "--time=2"), variant="", tp=1)
+    used.until("rank 0 using MpiPoolSession to spawn MPI processes")
+    used.until(r"Exception in thread Thread-\d+ \(_manager_spawn\)")
+    assert used.hangs()
+
+
+def test_a_leader_does_not_listen_to_who_has_another_key(cluster: Cluster, shared: Path) -> None:
+    module = "tensorrt_llm.llmapi.mgmn_leader_node"
+    address = "TLLM_SPAWN_PROXY_PROCESS_IPC_ADDR=tcp://127.0.0.1:10998"
+    key = "TLLM_SPAWN_PROXY_PROCESS_IPC_HMAC_KEY="
+    words = ["TLLM_SPAWN_PROXY_PROCESS=1", "tllm_mpi_size=1", "python", "-m", module]
+    leader = Step(cluster, shared, ["env", address, f"{key}{'1' * 64}", *words])
+    (shared / "other").mkdir()
+    other = ["env", address, f"{key}{'2' * 64}", "python", "-m", module, "--action", "stop"]
+    stop = Step(cluster, shared / "other", other)
+    assert stop.code() == 0, stop.text()
+    leader.until("RuntimeError: HMAC verification failed")
+    leader.end()
 
 
 def test_a_stop_that_no_leader_hears_waits_for_ever(cluster: Cluster, shared: Path) -> None:

@@ -132,6 +132,19 @@ def test_a_small_pool_cuts_the_length_and_says_so(
     assert (len(output.token_ids), output.finish_reason) == (6, "length")
 
 
+def test_the_pool_of_the_estimation_seems_to_cut_the_length_and_does_not(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    llm = make({"max_num_tokens": 16})
+    before, estimated, after = capfd.readouterr().err.partition("Estimated max memory in KV cache")
+    assert "Adjusted max_seq_len to 32\n" in before
+    assert estimated
+    assert "Adjusted" not in after
+    assert "max_seq_len=64, " in after
+    [output] = llm.generate("x" * 15, params(max_tokens=60, ignore_eos=True)).outputs
+    assert len(output.token_ids) == 48
+
+
 def test_landmarks_are_written_when_they_are_asked_for(
     make: Make, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,13 @@ def test_a_prompt_beyond_the_limits_is_a_request_error(make: Make) -> None:
         llm.generate([1] * 64, params())
 
 
+def test_an_answer_that_may_be_longer_than_there_is_room_is_warned_of(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make().generate("hello", params(max_tokens=60))
+    assert "User-specified `max_tokens` (60) is greater than deduced" in capfd.readouterr().err
+
+
 def test_a_small_pool_cuts_the_length_and_says_so(
     make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,7 +185,7 @@ def test_statistics_are_there_when_they_are_asked_for(make: Make) -> None:
         ({"kv_cache_config": {"fraction": 0.5}}, "kv_cache_config.fraction\n  Extra inputs are"),
         ({"max_batch_size": "8"}, "max_batch_size\n  Input should be a valid integer"),
         ({"quant_config": None}, r"specific to TensorRT backend .*\['quant_config'\]"),
-        ({"moe_expert_parallel_size": 2}, "tp_size must equal to moe_tp_size"),
+        ({"moe_expert_parallel_size": 2}, "must equal to moe_world_size, but got 0 != 1"),
     ],
 )
 def test_wrong_arguments_are_refused(args: dict[str, Any], says: str, make: Make) -> None:

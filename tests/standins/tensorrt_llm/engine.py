@@ -186,13 +186,20 @@ class Engine:
             outbox.put(Response(message, [CompletionOutput(0, finish_reason="cancelled")]))
 
     def _refusal(self, request: Request) -> str | None:
-        """``executor/base_worker.py`` @000bd1a6, _deduce_max_tokens, of 1.2.1."""
+        """``executor/base_worker.py`` @000bd1a6, _deduce_max_tokens, in the words of 1.2.1."""
         length = len(request.prompt_token_ids)
         if (room := self._max_seq_len - length) <= 0:
             return (
                 f"`default_max_tokens` ({room}) must be greater than 0, `default_max_tokens` "
                 f"({room}) = max_seq_len ({self._max_seq_len}) - `splited_prompt_len` ({length}) "
                 "- `query_token_len` (0)"
+            )
+        if (most := request.params.max_tokens) <= 0:
+            return f"`max_tokens` ({most}) must be greater than 0"
+        if most > room:
+            logger.warning(
+                f"User-specified `max_tokens` ({most}) is greater than deduced "
+                f"`default_max_tokens` ({room}), using default_max_tokens instead."
             )
         return None
 
@@ -259,7 +266,7 @@ class Engine:
         self.faults.hang()
 
     def _stats(self) -> dict[str, Any]:
-        """Keys of ``cpp/tensorrt_llm/executor/jsonSerialization.cpp``."""
+        """Keys of ``cpp/tensorrt_llm/executor/jsonSerialization.cpp`` @092229bb."""
         blocks = self._room // BLOCK
         used = sum(-(-len(r.prompt_token_ids) // BLOCK) for r, _ in self._active.values())
         return {

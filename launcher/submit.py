@@ -278,7 +278,9 @@ def check_can_run(plan: Plan) -> None:
         raise PlanError(Problem("engine.unavailable", message, hint=hint))
     if ENGINES[plan.engine].needs_model and plan.model_path is None:
         message = f"the checkpoint of {plan.model} is not on this machine"
-        hint = f"run `hpc-llm models prepare {plan.model}`, or give a checkpoint's directory"
+        hint = "give its directory or hub id with --set model=… (a shape is enough to render only)"
+        if plan.model.lower() == "smollm2-135m":
+            hint = f"run `hpc-llm models prepare {plan.model}`, or give a checkpoint's directory"
         raise PlanError(Problem("model.not-cached", message, hint=hint))
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from launcher.errors import Location, PlanError, Problem
 from launcher.models.shapes import ModelShape
-from launcher.plan import checks, vllm_options
+from launcher.plan import checks, trtllm_checks, vllm_options
 from launcher.plan.capabilities import ENGINES, step_kind
 from launcher.plan.directives import slurm_directives
 from launcher.plan.layout import NodeShape, lay_out
@@ -45,6 +45,8 @@ class Facts:
         Where relative paths of the job file start, and what ``--set`` changed in it.
     reads
         Directories that the job reads input and model from, links followed and not.
+    image_archs
+        Of images that are files here and say so: the CPUs that they are for.
     """
 
     shape: ModelShape | None = None
@@ -54,6 +56,7 @@ class Facts:
     reads: tuple[str, ...] = ()
     origin: str = "/"
     settings: tuple[str, ...] = ()
+    image_archs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ def resolve(
     runtime = _runtime(r, site.engines.get(job.engine, EngineRuntime()))
     _check_mounts(r, runtime)
     _check_launch(r, step, runtime)
+    _check_image(r, runtime, partition)
     time_s = _time(r, partition, name)
     r.stop_on_errors()
     plan = _plan(r, name, layout, step, runtime, time_s)
@@ -266,6 +270,11 @@ def _check_model(r: _Resolver, cut: Cut, partition: Partition, node: NodeShape) 
             nvlink_domain=domain,
             allow=r.job.allow,
         )
+        if r.job.engine == "tensorrt-llm":
+            options, gpu = r.job.engine_options, gpus.model if gpus else None
+            found = trtllm_checks.without_heads(found, options)
+            for problem, path in trtllm_checks.check_model(r.facts.shape, cut, gpu, options):
+                r.problems.append(_located(problem, r.job_source.at(field_path(*path))))
         r.problems += [_located(p, r.job_source.at(field_path("parallelism"))) for p in found]
     if r.facts.chat_template is False and r.job.input.chat:
         message = f"model {r.job.model} has no chat template, so it is probably a base model"
@@ -374,6 +383,15 @@ def _check_launch(r: _Resolver, step: Step, runtime: WorkRuntime) -> None:
     if runtime.container == "pyxis" and launcher != "srun":
         message = f"pyxis images are started by srun, and site {r.site.name} uses {launcher}"
         r.error("site.launch-impossible", message, "runtime", hint="set launch.with: srun")
+
+
+def _check_image(r: _Resolver, runtime: WorkRuntime, partition: Partition) -> None:
+    built_for = r.facts.image_archs.get(runtime.image or "")
+    there = partition.cpus.arch if partition.cpus else None
+    if built_for is not None and there is not None and built_for != there:
+        message = f"{runtime.image} is for {built_for}, and the CPUs of this partition are {there}"
+        hint = f"pull or build the image on a machine with {there} CPUs"
+        r.error("plan.image-architecture", message, "runtime", "image", hint=hint)
 
 
 def _time(r: _Resolver, partition: Partition, name: str) -> int | None:

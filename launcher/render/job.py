@@ -52,6 +52,7 @@ def render_job(
         "env": [(Raw(name), value) for name, value in plan.env.items()],
         "modules": plan.runtime.modules,
         "venv": plan.runtime.venv,
+        "in_image": plan.runtime.image is not None,
         "lib": lib,
         "step_words": Raw(words),
         "launcher": plan.launcher,

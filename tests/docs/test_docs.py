@@ -176,6 +176,22 @@ def test_a_transcript_matches_what_it_should_only(expected: str, output: str, sa
     assert matches(expected, output) is same
 
 
+COMMIT = re.compile(r"@([0-9a-f]{8})\b")
+
+
+def test_each_commit_of_another_project_that_code_goes_by_is_in_the_reference() -> None:
+    cited = {
+        commit
+        for place in ("launcher", "tests/standins")
+        for path in (ROOT / place).rglob("*.py")
+        for commit in COMMIT.findall(path.read_text(encoding="utf-8"))
+    }
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
+
+    assert cited
+    assert cited - set(COMMIT.findall(pages)) == set()
+
+
 # --- jobs and sites
 
 

@@ -28,6 +28,12 @@ STAGES = {
 }
 
 
+_ADVICE = (
+    "Please refer to the TensorRT LLM documentation for information on how to control the memory "
+    "usage through TensorRT LLM configuration options. Possible options include:"
+)
+
+
 class Faults:
     """``how["fault"]``: what fails, of which rank (of all without one), and when.
 
@@ -80,8 +86,7 @@ class Faults:
             "Previously created components and free GPU memory before/after creation (GiB):",
             *(f"{name}: {78 - i:.2f} / {77 - i:.2f}" for i, name in enumerate(before)),
             "",
-            "Please refer to the TensorRT LLM documentation for information on how to control the "
-            "memory usage through TensorRT LLM configuration options. Possible options include:",
+            _ADVICE,
             *(f"  {name}: {STAGES[name]}" for name in [*before, stage]),
         ]
         logger.error("\n".join(lines))

@@ -1,4 +1,4 @@
-"""As far as ``tensorrt_llm/llmapi/tokenizer.py`` @89fd9b74 is used: a token is a byte, BOS or EOS."""
+"""For ``tensorrt_llm/llmapi/tokenizer.py`` @89fd9b74: a token is a byte, BOS or EOS."""
 
 from __future__ import annotations
 

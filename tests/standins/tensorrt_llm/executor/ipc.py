@@ -1,6 +1,7 @@
 """As ``tensorrt_llm/executor/ipc.py`` @0c8de69a: pickles over a pair of ZeroMQ, signed with a key.
 
-A client may send before its server is there; ending it waits until the message is gone.
+A client may send before its server is there, and its end waits until the message is gone; a server
+that has no client waits before it can send at all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import hmac
 import pickle
 import queue
 from typing import Any
+
+from ..logger import logger
 
 _DIGEST = 32
 
@@ -33,6 +36,14 @@ class ZeroMqQueue:
     def put(self, obj: Any) -> None:
         data = pickle.dumps(obj)
         self._socket.send(data + self._sign(data))
+
+    def put_noblock(self, obj: Any) -> None:
+        """Nobody at the other end is no reason to wait."""
+        data = pickle.dumps(obj)
+        try:
+            self._socket.send(data + self._sign(data), self._zmq.NOBLOCK)
+        except self._zmq.Again:
+            logger.error(f"Failed to send object: {obj}")
 
     def poll(self, timeout_s: float) -> bool:
         return bool(self._socket.poll(timeout_s * 1000, self._zmq.POLLIN))

@@ -118,7 +118,9 @@ class GenerationExecutorProxy(Executor):
         if not isinstance(found, Started):
             logger.error(f"Executor worker initialization error: {found.trace}")
             self.session.shutdown_abort(reason=found.cause)
-            raise RuntimeError("Executor worker returned error") from found.cause
+            raise RuntimeError(  # noqa: TRY004 - as it does
+                "Executor worker returned error"
+            ) from found.cause
 
     def shutdown(self) -> None:
         if self._closed:
@@ -126,9 +128,11 @@ class GenerationExecutorProxy(Executor):
         self._closed = True
         for request_id in list(self._pending):
             self.abort_request(request_id)
-        self.requests.put(None)
+        self.requests.put_noblock(None)
         if self._error is None:
             self._dispatcher.join()
+            self.requests.close()
+            self.results.close()
         for future in self._futures:
             future.exception()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import queue
 from collections.abc import Callable, Generator
@@ -128,12 +129,11 @@ class IterationResult:
         self._timeout = timeout
 
     def get_results(self) -> list[dict[str, Any]]:
-        found = []
-        while True:
-            try:
+        found: list[dict[str, Any]] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
                 found.append(json.loads(self.queue.get(timeout=self._timeout)))
-            except queue.Empty:
-                return found
+        return found
 
     def __aiter__(self) -> IterationResult:
         return self

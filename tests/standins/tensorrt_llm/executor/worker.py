@@ -83,7 +83,7 @@ def worker_main(start: Start, requests: Address, results: Address) -> None:
 
 
 def _set_up(start: Start, team: Team) -> Engine:
-    """Whatever the stage, the ranks meet: one that fails leaves the others waiting, as NCCL does."""
+    """The ranks meet at every stage: one that fails leaves the others waiting, as NCCL does."""
     rank = mpi_rank()
     faults = Faults(start.how, rank)
     faults.at("start")

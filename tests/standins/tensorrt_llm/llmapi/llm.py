@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from pathlib import Path
@@ -67,6 +68,7 @@ class LLM:
             found = [name for name in os.environ if name.startswith(_OF_MPI)]
             assert not found, f"stand-in: the proxy sees {found}"
         self._executor = create(start, session)
+        atexit.register(self.shutdown)
 
     def _start(self) -> Start:
         args = self.args
@@ -202,7 +204,7 @@ class LLM:
             executor, self._executor = self._executor, None
             executor.shutdown()
 
-    def __enter__(self) -> LLM:
+    def __enter__(self) -> LLM:  # noqa: PYI034 - Self is newer than Python 3.10
         return self
 
     def __exit__(self, *_: object) -> None:

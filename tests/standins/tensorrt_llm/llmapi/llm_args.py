@@ -1,4 +1,4 @@
-"""As ``tensorrt_llm/llmapi/llm_args.py`` of early 2026: the fields, their defaults, what is refused.
+"""As ``tensorrt_llm/llmapi/llm_args.py`` of early 2026: fields, defaults, what is refused.
 
 Without pydantic, which a job's interpreter need not have: its words are kept.
 """

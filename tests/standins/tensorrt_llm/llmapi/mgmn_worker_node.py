@@ -11,4 +11,4 @@ with MPICommExecutor(COMM_WORLD) as executor:
     if executor is not None:
         raise RuntimeError(f"rank{COMM_WORLD.rank} should not have executor")
 
-logging.warning("worker rank%s quited", COMM_WORLD.rank)
+logging.warning("worker rank%s quited", COMM_WORLD.rank)  # noqa: LOG015 - as it does

@@ -1,4 +1,4 @@
-"""As ``tensorrt_llm/llmapi/mpi_session.py`` @cc4777e9: who has the ranks, and how they get tasks."""
+"""As ``tensorrt_llm/llmapi/mpi_session.py`` @cc4777e9: who has the ranks, how tasks get there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as LateError
 from typing import Any, NamedTuple
 
 from .._utils import mpi_barrier, mpi_comm, mpi_rank, mpi_world_size
@@ -45,7 +46,7 @@ class MpiSession:
         def kill() -> None:
             try:
                 done.result(grace)
-            except TimeoutError:
+            except LateError:
                 logger.critical("MpiSession shutdown timeout, aborting...")
                 if reason is not None:
                     logger.info(f"Reason to shutdown: {reason!r}")

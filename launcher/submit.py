@@ -313,7 +313,7 @@ def _foreign(run: RunDir) -> bool:
     """Whether there is anything but what a submission leaves that was killed half-way."""
     if not run.path.is_dir():
         return run.path.exists()
-    own = {*SUBDIRECTORIES, "script.sh", "job.yaml", "site.yaml", "engine.yaml"}
+    own = {*SUBDIRECTORIES, "script.sh", "job.yaml", "site.yaml"}
     return any(p.name not in own and p.suffix != ".tmp" for p in run.path.iterdir())
 
 

@@ -243,6 +243,7 @@ def engine_setup(task: ReplicaTask, plan: Plan, rank: int) -> EngineSetup:
         rank=rank,
         tasks=plan.step.tasks,
         meeting=task.meeting if plan.step.tasks > 1 else None,
+        arguments=task.run.engine_path(task.plan_number),
     )
 
 
@@ -265,6 +266,7 @@ def _beats(task: ReplicaTask, dispatcher: Dispatcher, log: WorkerLog) -> Iterato
                 engine_restarts=int(figures.get("engine_restarts", 0)),
                 prompt_tokens=t.prompt_tokens,
                 completion_tokens=t.completion_tokens,
+                engine_version=dispatcher.engine_version,
             )
             with contextlib.suppress(OSError):  # a full disk stops no work
                 log.beat(beat)

@@ -41,8 +41,6 @@ __all__ = [
     "submit",
 ]
 
-# What this version can start; the others can be planned and rendered.
-_STARTABLE = frozenset({"echo", "transformers", "vllm"})
 # Between the last answers and the end of a job: a part to write, an engine to close.
 _LEAVING_S = 60
 
@@ -265,17 +263,13 @@ def render_to(prepared: Prepared) -> list[str]:
 
 
 def check_can_run(plan: Plan) -> None:
-    """Refuse what this version cannot start, and engines whose model is not here.
+    """Refuse engines whose model is not here.
 
     Raises
     ------
     PlanError
-        ``engine.unavailable``, ``model.not-cached``.
+        ``model.not-cached``.
     """
-    if plan.engine not in _STARTABLE:
-        message = f"this version plans and renders engine {plan.engine}, but cannot run it yet"
-        hint = "use engine vllm or transformers, or echo for a try"
-        raise PlanError(Problem("engine.unavailable", message, hint=hint))
     if ENGINES[plan.engine].needs_model and plan.model_path is None:
         message = f"the checkpoint of {plan.model} is not on this machine"
         hint = f"run `hpc-llm models prepare {plan.model}`, or give a checkpoint's directory"

@@ -31,7 +31,7 @@ def main() -> int:
             step=Step(kind="leader" if tasks > 1 else "single", nodes=1, tasks_per_node=tasks),
             engine_options={"max_seq_len": 100},
         ),
-        number=int(number),
+        number=int(os.environ.get("OMPI_COMM_WORLD_RANK", number)),
         environ=dict(os.environ),
         runner=(sys.executable, runner),
     )

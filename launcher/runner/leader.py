@@ -65,6 +65,8 @@ _CONTRACT = re.compile(r"TLLM_SPAWN_PROXY_PROCESS\w*|tllm_mpi_size")
 # TensorRT-LLM takes for the rank's own.
 _LEAKED = re.compile(r"SLURM_(?:PROCID|NTASKS|NPROCS|LOCALID|NODEID|STEP\w*)")
 _MODULES = "tensorrt_llm.llmapi."
+# Where the user has not said otherwise. Phases are told from lines of this level.
+_ENVIRONMENT = {"TLLM_LOG_LEVEL": "INFO", "HF_HUB_OFFLINE": "1", "TRTLLM_NO_USAGE_STATS": "1"}
 _PATIENCE = "HPC_LLM_PATIENCE"
 
 
@@ -148,8 +150,7 @@ class _Family:
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
         self._who = f"rank {rank.number} on {socket.gethostname()}"
-        # Phases are told from lines of this level.
-        environ = {"TLLM_LOG_LEVEL": "INFO", **rank.environ}
+        environ = {**_ENVIRONMENT, **rank.environ}
         self._inside = inside_mpi(environ, rank.plan.launcher)
         self._outside = outside_mpi(environ)
         self._watch = Watch(self._who, several=rank.several, limits_s=_limits_s(rank))

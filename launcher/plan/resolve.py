@@ -13,9 +13,10 @@ from typing import Literal
 
 from launcher.errors import Location, PlanError, Problem
 from launcher.models.shapes import ModelShape
-from launcher.plan import checks, trtllm_checks, vllm_options
+from launcher.plan import checks, trtllm_checks, trtllm_options, vllm_options
 from launcher.plan.capabilities import ENGINES, step_kind
 from launcher.plan.directives import slurm_directives
+from launcher.plan.engine_options import Complaint
 from launcher.plan.layout import NodeShape, lay_out
 from launcher.plan.mounts import complete_mounts
 from launcher.plan.types import Cut, Layout, Plan, Step, WorkRuntime
@@ -231,31 +232,22 @@ def _check_engine(r: _Resolver, cut: Cut, node: NodeShape) -> None:
 
 
 def _check_options(r: _Resolver) -> None:
-    if r.job.engine == "vllm":
+    for found in _complaints(r.job):
+        code = "plan.engine-option" if found.owned else "engine.options"
+        where = r.job_source.at(field_path("engine_options", found.option))
+        severity: Literal["error", "warning"] = "error" if found.sure else "warning"
+        r.problems.append(Problem(code, found.message, where, found.hint, severity))
+
+
+def _complaints(job: JobSpec) -> list[Complaint]:
+    given = job.engine_options
+    if job.engine == "vllm":
         versions = f"vLLM {vllm_options.VERSIONS[0]} to {vllm_options.VERSIONS[-1]}"
-        known = vllm_options.known_options()
-        for found in vllm_options.complaints(r.job.engine_options, known, versions):
-            code = "plan.engine-option" if found.owned else "engine.options"
-            where = r.job_source.at(field_path("engine_options", found.option))
-            severity: Literal["error", "warning"] = "error" if found.sure else "warning"
-            r.problems.append(Problem(code, found.message, where, found.hint, severity))
-    owned = _DERIVED_ARGUMENTS if r.job.engine == "tensorrt-llm" else {}
-    for option, better in owned.items():
-        if option in r.job.engine_options:
-            message = f"engine option `{option}` is derived from the plan"
-            hint = f"remove it and set {better}"
-            r.error("plan.engine-option", message, "engine_options", option, hint=hint)
-
-
-# What engine.yaml gets from the plan: given twice, the two could disagree.
-_DERIVED_ARGUMENTS: Mapping[str, str] = {
-    "model": "model",
-    "tensor_parallel_size": "parallelism.tp",
-    "pipeline_parallel_size": "parallelism.pp",
-    "moe_expert_parallel_size": "parallelism.ep",
-    "expert_parallel_size": "parallelism.ep",
-    "gpus_per_node": "resources.gpus_per_node",
-}
+        return vllm_options.complaints(given, vllm_options.known_options(), versions)
+    if job.engine == "tensorrt-llm":
+        versions = f"TensorRT-LLM {trtllm_options.VERSIONS[0]} to {trtllm_options.VERSIONS[-1]}"
+        return trtllm_options.complaints(given, trtllm_options.known_options(), versions)
+    return []
 
 
 def _check_model(r: _Resolver, cut: Cut, partition: Partition, node: NodeShape) -> None:

@@ -57,13 +57,15 @@ class EngineKeeper:
         started_s = time.monotonic()
         self.capabilities = await self.engine.start()
         took_s = time.monotonic() - started_s
-        window = self.capabilities.max_in_flight
-        self._say(f"engine {self._name} is ready after {took_s:.1f} s, window {window}")
+        window, version = self.capabilities.max_in_flight, self.capabilities.version
+        of = f" (version {version})" if version else ""
+        self._say(f"engine {self._name} is ready after {took_s:.1f} s, window {window}{of}")
         return self.capabilities
 
     def mends(self, died: RunError) -> bool:
         """Whether another engine may be started after ``died``."""
-        return self._left > 0 and all(p.code == "engine.died" for p in died.problems)
+        left = self._left if self.capabilities.replaceable else 0
+        return left > 0 and all(p.code == "engine.died" for p in died.problems)
 
     async def replace(self, died: RunError, *, progress: bool) -> None:
         """Start another engine in the place of a closed one.

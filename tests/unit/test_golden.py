@@ -133,18 +133,12 @@ def test_the_log_of_a_run_directory_with_percent_signs_lies_in_that_directory() 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_job_gets_its_engine_arguments_only_where_its_engine_reads_them(situation: str) -> None:
     plan = planned(situation)
-    assert ("engine.yaml" in rendered(plan)) == (plan.engine == "tensorrt-llm")
+    assert ("plans/0001.engine.yaml" in rendered(plan)) == (plan.engine == "tensorrt-llm")
 
 
-def test_engine_arguments_are_the_plans_and_the_users() -> None:
-    text = rendered(planned("tp8-pp2"))["engine.yaml"]
-    assert parse("engine.yaml", text).data == {
-        "model": "llama-3.1-405b",
-        "tensor_parallel_size": 8,
-        "pipeline_parallel_size": 2,
-        "gpus_per_node": 8,
-        "kv_cache_config": {"free_gpu_memory_fraction": 0.85},
-    }
+def test_engine_arguments_are_json_which_is_yaml() -> None:
+    text = rendered(planned("tp8-pp2"))["plans/0001.engine.yaml"]
+    assert parse("engine.yaml", text).data == json.loads(text)
 
 
 # Run for real, with stand-ins for what a cluster would have.

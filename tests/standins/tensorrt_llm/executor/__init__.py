@@ -1,0 +1,1 @@
+"""As ``tensorrt_llm/executor``: the proxy, the workers and what passes between them."""

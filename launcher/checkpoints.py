@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -32,12 +33,15 @@ class Checkpoint:
     digest
         Of the content of every small file and of the names and sizes of the weights: two
         copies of one checkpoint have the same one, without a pass over the weights.
+    hub_cache
+        The hub's cache that it lies in: links of a snapshot lead all over it. None elsewhere.
     """
 
     path: Path
     shape: ModelShape
     chat_template: bool
     digest: str
+    hub_cache: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +78,23 @@ def find_model(
         ready = _read(cached, name, where) if (cached / "config.json").is_file() else None
         return FoundModel(checkpoint=ready, shape=ready.shape if ready else shape)
     if _HUB_ID.fullmatch(name):
-        checkpoint = _read(_hub_snapshot(name, where, environ), name, where)
+        cache = _hub_cache(environ)
+        checkpoint = _read(_hub_snapshot(cache, name, where), name, where)
+        checkpoint = dataclasses.replace(checkpoint, hub_cache=cache)
         return FoundModel(checkpoint=checkpoint, shape=checkpoint.shape)
     hint = "give a checkpoint's directory, or a name from `hpc-llm models list`"
     message = f"there is no directory {directory}, nor a built-in model {name!r}"
     raise SpecError(Problem("model.missing", message, where, hint))
 
 
-def _hub_snapshot(name: str, where: Location | None, environ: Mapping[str, str]) -> Path:
-    """The snapshot that ``main`` names in the hub's cache (huggingface_hub, ``constants.py``)."""
+def _hub_cache(environ: Mapping[str, str]) -> Path:
+    """Where huggingface_hub keeps what it downloads (its ``constants.py``)."""
     home = environ.get("HF_HOME") or str(Path(environ.get("HOME", "/")) / ".cache/huggingface")
-    cache = Path(environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    return Path(environ.get("HF_HUB_CACHE") or Path(home) / "hub").absolute()
+
+
+def _hub_snapshot(cache: Path, name: str, where: Location | None) -> Path:
+    """The snapshot that ``main`` names."""
     entry = cache / f"models--{name.replace('/', '--')}"
     try:
         snapshot = entry / "snapshots" / (entry / "refs/main").read_text().strip()
@@ -100,7 +110,7 @@ def _hub_snapshot(name: str, where: Location | None, environ: Mapping[str, str])
 def _read(directory: Path, name: str, where: Location | None) -> Checkpoint:
     config_path = directory / "config.json"
     try:
-        config = _object(config_path)
+        config = _object(config_path) | _modelopt(directory)
         template = _has_chat_template(directory)
     except (OSError, ValueError, RecursionError) as exc:
         hint = "a checkpoint's directory holds config.json, tokenizer files and weights"
@@ -112,6 +122,18 @@ def _read(directory: Path, name: str, where: Location | None) -> Checkpoint:
         chat_template=template,
         digest=_digest(directory),
     )
+
+
+def _modelopt(directory: Path) -> dict[str, Any]:
+    """What ModelOpt says beside ``config.json``: TensorRT-LLM goes by it first.
+
+    (``tensorrt_llm/_torch/model_config.py`` @008e0af8, ``load_modelopt_quant_config``)
+    """
+    path = directory / "hf_quant_config.json"
+    own = _object(path).get("quantization") if path.is_file() else None
+    if not isinstance(own, dict) or not own.get("quant_algo"):
+        return {}
+    return {"quantization_config": {"quant_method": "modelopt", **own}}
 
 
 def _has_chat_template(directory: Path) -> bool:

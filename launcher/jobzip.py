@@ -29,6 +29,8 @@ IN_JOB = (
     "plan/__init__.py",
     "plan/types.py",
     "plan/grid.py",
+    "plan/engine_options.py",
+    "plan/trtllm_options.py",
     "plan/vllm_options.py",
     "data",
     "engines",

@@ -8,6 +8,7 @@ disagree.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -35,6 +36,7 @@ from launcher.spec.decode import decode
 from launcher.spec.job import JobSpec
 from launcher.spec.leaves import Text
 from launcher.spec.rules import read_job
+from launcher.spec.site import SiteSpec
 from launcher.spec.source import Source, overlay, parse, with_setting
 
 __all__ = ["Prepared", "prepare", "run_directory", "run_directory_files"]
@@ -116,7 +118,9 @@ def prepare(
         chosen.spec,
         job_source=source,
         site_source=chosen.source,
-        facts=_facts(model, inputs, base, settings),
+        facts=dataclasses.replace(
+            _facts(model, inputs, base, settings), image_archs=_image_archs(job, chosen.spec)
+        ),
     )
     identity = _identity(job, inputs, model.checkpoint, limit)
     input_warnings = _check_input(inputs, identity.prompt, source)
@@ -224,6 +228,7 @@ def _reads(inputs: Sequence[InputFile], checkpoint: Checkpoint | None) -> set[st
     files = [entry.path for entry in inputs]
     if checkpoint is not None:
         files += map(str, checkpoint.path.iterdir())
+        files += [f"{checkpoint.hub_cache}/"] if checkpoint.hub_cache else []
     # There may be 10^5 files: only links and directories are worth a walk to where they lead.
     links = (os.path.realpath(file) for file in files if os.path.islink(file))  # noqa: PTH114 - text
     homes = {os.path.dirname(file) for file in (*files, *links)}  # noqa: PTH120 - as above
@@ -243,6 +248,26 @@ def _facts(
         origin=str(base),
         settings=tuple(settings),
     )
+
+
+# Offset 45 of a SIF file has two digits for the CPUs that it is for (apptainer/sif,
+# pkg/sif/sif.go, `header`, and arch.go).
+_SIF_ARCHS = {b"02": "x86_64", b"04": "aarch64"}
+
+
+def _image_archs(job: JobSpec, site: SiteSpec) -> dict[str, str]:
+    """What images, if they are SIF files that can be read here, say of the CPUs they are for."""
+    of_site = site.engines.get(job.engine)
+    found: dict[str, str] = {}
+    for image in filter(None, (job.runtime.image, of_site.image if of_site else None)):
+        try:
+            with open(image, "rb") as file:  # noqa: PTH123 - a registry's name is no path
+                head = file.read(48)
+        except (OSError, ValueError):
+            continue
+        if head[32:41] == b"SIF_MAGIC" and head[45:47] in _SIF_ARCHS:
+            found[image] = _SIF_ARCHS[head[45:47]]
+    return found
 
 
 def _identity(

@@ -247,6 +247,10 @@ class RunDir:
     def plan_path(self, number: str) -> Path:
         return self.path / "plans" / f"{number}.json"
 
+    def engine_path(self, number: str) -> Path:
+        """Every argument of the plan's engine, as JSON, for engines that are given them so."""
+        return self.path / "plans" / f"{number}.engine.yaml"
+
     def identity(self) -> RunIdentity:
         return _read(self.identity_path, RunIdentity.from_json)
 

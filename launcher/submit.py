@@ -41,8 +41,6 @@ __all__ = [
     "submit",
 ]
 
-# What this version can start; the others can be planned and rendered.
-_STARTABLE = frozenset({"echo", "transformers", "vllm"})
 # Between the last answers and the end of a job: a part to write, an engine to close.
 _LEAVING_S = 60
 
@@ -68,8 +66,7 @@ def submit(prepared: Prepared) -> Submission:
     ------
     PlanError
         ``rundir.other-run`` when the directory belongs to another run, with what differs;
-        ``rundir.not-empty`` when it holds anything else; ``engine.unavailable``;
-        ``model.not-cached``.
+        ``rundir.not-empty`` when it holds anything else; ``model.not-cached``.
     SchedulerError
         The scheduler refused. The written directory is kept; submitting again goes on.
     """
@@ -265,20 +262,18 @@ def render_to(prepared: Prepared) -> list[str]:
 
 
 def check_can_run(plan: Plan) -> None:
-    """Refuse what this version cannot start, and engines whose model is not here.
+    """Refuse engines whose model is not here.
 
     Raises
     ------
     PlanError
-        ``engine.unavailable``, ``model.not-cached``.
+        ``model.not-cached``.
     """
-    if plan.engine not in _STARTABLE:
-        message = f"this version plans and renders engine {plan.engine}, but cannot run it yet"
-        hint = "use engine vllm or transformers, or echo for a try"
-        raise PlanError(Problem("engine.unavailable", message, hint=hint))
     if ENGINES[plan.engine].needs_model and plan.model_path is None:
         message = f"the checkpoint of {plan.model} is not on this machine"
-        hint = f"run `hpc-llm models prepare {plan.model}`, or give a checkpoint's directory"
+        hint = "give its directory or hub id with --set model=… (a shape is enough to render only)"
+        if plan.model.lower() == "smollm2-135m":
+            hint = f"run `hpc-llm models prepare {plan.model}`, or give a checkpoint's directory"
         raise PlanError(Problem("model.not-cached", message, hint=hint))
 
 
@@ -313,7 +308,7 @@ def _foreign(run: RunDir) -> bool:
     """Whether there is anything but what a submission leaves that was killed half-way."""
     if not run.path.is_dir():
         return run.path.exists()
-    own = {*SUBDIRECTORIES, "script.sh", "job.yaml", "site.yaml", "engine.yaml"}
+    own = {*SUBDIRECTORIES, "script.sh", "job.yaml", "site.yaml"}
     return any(p.name not in own and p.suffix != ".tmp" for p in run.path.iterdir())
 
 

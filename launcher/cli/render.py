@@ -14,8 +14,10 @@ __all__ = ["command"]
 
 @click.command("render", cls=AnswerCommand)
 @job_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to write.")
-def command(job: str, site: str | None, settings: tuple[str, ...], out: Path) -> Answer:
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Directory to write, else the job's output.path."
+)
+def command(job: str, site: str | None, settings: tuple[str, ...], out: Path | None) -> Answer:
     """Write the run directory of JOB without submitting it.
 
     `sbatch DIR/script.sh`, or `bash DIR/script.sh` inside an allocation, does the job.
@@ -24,8 +26,9 @@ def command(job: str, site: str | None, settings: tuple[str, ...], out: Path) ->
     from launcher.submit import render_to
 
     prepared = prepare(Path(job), site=site, settings=settings)
-    prepared = dataclasses.replace(prepared, run=run_directory(out.absolute()))
+    if out is not None:
+        prepared = dataclasses.replace(prepared, run=run_directory(out.absolute()))
     files = render_to(prepared)
-    text = "\n".join(str(out / name) for name in files)
+    text = "\n".join(str((out or prepared.run.path) / name) for name in files)
     data = {"directory": str(prepared.run.path), "files": files}
     return Answer(data=data, text=text, problems=prepared.warnings)

@@ -81,10 +81,12 @@ def _dry_run(prepared: Prepared, warnings: Sequence[Problem]) -> Answer:
     from launcher.submit import check_directory, next_plan_number
 
     check_directory(prepared)
-    files = run_directory_files(prepared, plan_number=next_plan_number(prepared.run))
-    texts = {n: files[n].decode() for n in ("script.sh", "engine.yaml") if n in files}
+    number = next_plan_number(prepared.run)
+    files = run_directory_files(prepared, plan_number=number)
+    engine = f"plans/{number}.engine.yaml"
+    texts = {n: files[n].decode() for n in ("script.sh", engine) if n in files}
     data = {"directory": str(prepared.run.path), "files": sorted(files), "texts": texts}
     parts = [texts["script.sh"].rstrip("\n")]
-    if "engine.yaml" in texts:
-        parts.append("# engine.yaml\n" + texts["engine.yaml"].rstrip("\n"))
+    if engine in texts:
+        parts.append(f"# {engine}\n" + texts[engine].rstrip("\n"))
     return Answer(data=data, text="\n\n".join(parts), problems=warnings)

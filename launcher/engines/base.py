@@ -31,6 +31,9 @@ class EngineSetup:
     meeting
         File by which the ranks find each other, written by the first; None where there is one.
         It holds ``null`` when the first rank has left without needing the others.
+    arguments
+        File with every argument of an engine that is given them so: those of the plan and
+        ``options`` over what a batch run wants.
     """
 
     model_path: str | None
@@ -40,6 +43,7 @@ class EngineSetup:
     rank: int = 0
     tasks: int = 1
     meeting: Path | None = None
+    arguments: Path | None = None
 
 
 class Request(NamedTuple):
@@ -82,6 +86,10 @@ class Capabilities:
         figures (``running``, ``queued``).
     kv_tokens
         Tokens that its KV cache holds, where it tells.
+    version
+        Of the library that computes, where it has one.
+    replaceable
+        Whether this process can start another one once it has died.
     """
 
     max_in_flight: int
@@ -89,6 +97,8 @@ class Capabilities:
     max_seq_len: int | None = None
     queues: bool = False
     kv_tokens: int | None = None
+    version: str | None = None
+    replaceable: bool = True
 
 
 def window(rows: int) -> int:

@@ -14,10 +14,24 @@ from launcher.errors import Problem, RunError
 __all__ = ["encodes_apart", "load_encoder"]
 
 # With any of these vLLM's tokenizer may be another one (vllm/tokenizers/registry.py, 0.20 to 0.33).
-_OTHER_TOKENIZERS = frozenset(
+_OTHERS_OF_VLLM = frozenset(
     {
         "config_format",
         "hf_config_path",
+        "revision",
+        "skip_tokenizer_init",
+        "tokenizer",
+        "tokenizer_mode",
+        "tokenizer_revision",
+        "trust_remote_code",
+    }
+)
+# The same of TensorRT-LLM, which loads it with transformers, or from the adapter of a LoRA
+# (tensorrt_llm/llmapi/llm.py, _try_load_tokenizer).
+_OTHERS_OF_TENSORRT_LLM = frozenset(
+    {
+        "custom_tokenizer",
+        "lora_config",
         "revision",
         "skip_tokenizer_init",
         "tokenizer",
@@ -34,13 +48,14 @@ def encodes_apart(engine: str, setup: EngineSetup) -> bool:
     path = Path(setup.model_path or "")
     if not (path / "tokenizer.json").is_file():
         return False
-    return engine == "transformers" or (engine == "vllm" and not _vllm_differs(setup, path))
-
-
-def _vllm_differs(setup: EngineSetup, path: Path) -> bool:
-    replaced = os.environ.get("VLLM_USE_FASTOKENS", "0") != "0"
-    other = any(next(path.glob(pattern), None) for pattern in _OTHER_FILES)
-    return replaced or other or bool(_OTHER_TOKENIZERS & setup.options.keys())
+    if engine == "transformers":
+        return True
+    if any(next(path.glob(pattern), None) for pattern in _OTHER_FILES):
+        return False
+    if engine == "vllm":
+        replaced = os.environ.get("VLLM_USE_FASTOKENS", "0") != "0"
+        return not replaced and not _OTHERS_OF_VLLM & setup.options.keys()
+    return engine == "tensorrt-llm" and not _OTHERS_OF_TENSORRT_LLM & setup.options.keys()
 
 
 def load_encoder(setup: EngineSetup) -> Callable[[Request], list[int]]:

@@ -17,10 +17,10 @@ Options = TypeVar("Options")
 # Modules are named, not imported: each brings libraries that only its own jobs have.
 _ENGINES = {
     "echo": ("launcher.engines.echo", "EchoEngine"),
+    "tensorrt-llm": ("launcher.engines.tensorrt_llm", "TensorRtLlmEngine"),
     "transformers": ("launcher.engines.transformers", "TransformersEngine"),
     "vllm": ("launcher.engines.vllm", "VllmEngine"),
 }
-_PLANNED_ONLY = ("tensorrt-llm",)
 
 
 def create(name: str, setup: EngineSetup) -> Engine:
@@ -29,7 +29,7 @@ def create(name: str, setup: EngineSetup) -> Engine:
     Raises
     ------
     RunError
-        ``engine.unavailable`` when this version cannot run that engine; ``engine.options`` when
+        ``engine.unavailable`` when there is no such engine; ``engine.options`` when
         it refuses ``setup.options``.
     """
     if name not in _ENGINES:
@@ -82,12 +82,8 @@ def decode_options(kind: type[Options], given: Mapping[str, Any], *, engine: str
 
 
 def _unavailable(name: str) -> Problem:
-    if name in _PLANNED_ONLY:
-        message = f"this version can plan and render {name} jobs but not run them yet"
-    else:
-        message = f"there is no engine {name!r}"
     hint = f"use one of {', '.join(sorted(_ENGINES))}"
-    return Problem("engine.unavailable", message, hint=hint)
+    return Problem("engine.unavailable", f"there is no engine {name!r}", hint=hint)
 
 
 def _check(key: str, value: object, types: Mapping[str, Any], *, engine: str) -> Iterable[Problem]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from launcher.engines.wording import said
 from launcher.errors import Problem
 
-__all__ = ["death_of", "said", "start_failure"]
+__all__ = ["death_of", "start_failure"]
 
 _SMALLER = (
     "raise parallelism.tp, or lower max_model_len and max_num_seqs in engine_options; "
@@ -101,9 +102,3 @@ def _raised(lines: Sequence[str]) -> str | None:
         if (found := _RAISED.search(line)) and not _FOLLOWING.search(found[1]):
             return found[1].rstrip(".")
     return None
-
-
-def said(exc: BaseException) -> str:
-    """The exception in one line: its type and all that it says."""
-    text = " ".join(str(exc).split())
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

@@ -17,7 +17,8 @@ from typing import Any
 
 from launcher.engines.base import EngineSetup
 from launcher.engines.overheard import Overheard
-from launcher.engines.vllm_causes import said, start_failure
+from launcher.engines.vllm_causes import start_failure
+from launcher.engines.wording import condensed, said
 from launcher.errors import Problem, RunError
 from launcher.plan.vllm_options import complaints
 
@@ -265,17 +266,7 @@ def _refused_config(exc: Exception) -> Problem:
     if isinstance(exc, RunError):
         return exc.problems[0]
     hint = "correct engine_options, or use a checkpoint that this vLLM supports"
-    return Problem("engine.options", f"vLLM refuses: {_condensed(exc)}", hint=hint)
-
-
-def _condensed(exc: Exception) -> str:
-    """What an exception says, in one line; of pydantic's, the complaint alone."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    if len(lines) > 1 and " validation error" in lines[0]:
-        lines = [
-            line.split(" [type=")[0] for line in lines[1:] if "errors.pydantic.dev" not in line
-        ]
-    return " ".join(lines) or type(exc).__name__
+    return Problem("engine.options", f"vLLM refuses: {condensed(exc)}", hint=hint)
 
 
 def _import(name: str) -> Any:

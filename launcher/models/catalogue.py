@@ -1,9 +1,10 @@
 """Models that can be planned without a checkpoint at hand, by their publishers' names.
 
 The values are those of each publisher's ``config.json`` on the Hugging Face hub: meta-llama,
-mistralai, Qwen, openai, google, microsoft, HuggingFaceTB and deepseek-ai. What differs between
-the base and the instruct version of a model (its longest context) is absent. Gemma 3 has the
-vocabulary of its tokenizer, without the 64 image tokens of the multimodal checkpoint.
+mistralai, Qwen, openai, google, microsoft, HuggingFaceTB, deepseek-ai and, of what ends in
+``-fp8``, nvidia. What differs between the base and the instruct version of a model (its longest
+context) is absent. Gemma 3 has the vocabulary of its tokenizer, without the 64 image tokens of
+the multimodal checkpoint.
 """
 
 from __future__ import annotations
@@ -51,6 +52,23 @@ _DEEPSEEK_V3 = _DEEPSEEK | {
     "first_k_dense_replace": 3,
     "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
 }
+# nvidia/Llama-3.1-405B-Instruct-FP8, hf_quant_config.json. Meta's own is an fbgemm_fp8.
+_MODELOPT_FP8 = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}}
+# `architectures` of a publisher's config, by `model_type`.
+_CLASSES = {
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gpt_oss": "GptOssForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "llama4": "Llama4ForConditionalGeneration",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 
 
 def _mixture(count: int, per_token: int, width: int | None = None) -> dict[str, Any]:
@@ -66,6 +84,7 @@ _ROWS: tuple[_Row, ...] = (
     ("llama-3.1-70b", "llama", 80, 8192, 64, 8, 128, 28672, 128256, {}),
     ("llama-3.3-70b", "llama", 80, 8192, 64, 8, 128, 28672, 128256, {}),
     ("llama-3.1-405b", "llama", 126, 16384, 128, 8, 128, 53248, 128256, {}),
+    ("llama-3.1-405b-fp8", "llama", 126, 16384, 128, 8, 128, 53248, 128256, _MODELOPT_FP8),
     ("smollm2-135m", "llama", 30, 576, 9, 3, 64, 1536, 49152, {"tie_word_embeddings": True}),
     ("mistral-7b-v0.1", "mistral", 32, 4096, 32, 8, 128, 14336, 32000, {"sliding_window": 4096}),
     ("mistral-7b-v0.3", "mistral", 32, 4096, 32, 8, 128, 14336, 32768, {}),
@@ -107,7 +126,11 @@ _ROWS: tuple[_Row, ...] = (
 
 def _shape(row: _Row) -> ModelShape:
     name, model_type, *sizes, others = row
-    config = {"model_type": model_type, "torch_dtype": "bfloat16"}
+    config = {
+        "architectures": [_CLASSES[model_type]],
+        "model_type": model_type,
+        "torch_dtype": "bfloat16",
+    }
     return shape_from_config(name, config | dict(zip(_SIZES, sizes, strict=True)) | dict(others))
 
 

@@ -9,19 +9,17 @@ configuration_<model_type>.py``); tensors are those of ``modeling_<model_type>.p
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.models.keys import Keys
+from launcher.models.quantisation import Quantisation, quantisation
 
 __all__ = [
     "Experts",
     "LatentAttention",
     "ModelShape",
-    "Quantisation",
     "SmallTensors",
     "shape_from_config",
 ]
@@ -67,29 +65,6 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quantisation:
-    """How the weights of the linear layers are stored.
-
-    Attributes
-    ----------
-    method
-        ``quant_method`` of the checkpoint: ``fp8``, ``awq``, ``gptq``, ``mxfp4``, ``modelopt`` …
-    bits
-        Bits of one weight without its scales, or None where the config does not tell.
-    group_size
-        Weights of one row that share a scale (AWQ, GPTQ, MXFP4, NVFP4).
-    block_size
-        Edge of the square of weights that shares a scale (block-scaled FP8). Each shard of a
-        weight must be whole blocks.
-    """
-
-    method: str
-    bits: int | None
-    group_size: int | None = None
-    block_size: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SmallTensors:
     """The biases, norms and gates that an architecture has beside its matrices."""
 
@@ -112,6 +87,8 @@ class ModelShape:
     ----------
     architecture
         ``model_type`` of the text model, such as ``llama`` or ``deepseek_v3``.
+    classes
+        ``architectures`` of the checkpoint, such as ``LlamaForCausalLM``: what engines go by.
     layers, attention_layers, dense_layers
         All layers; those with attention, and so with a KV cache; those with a dense MLP.
     head_dim
@@ -148,6 +125,7 @@ class ModelShape:
     max_position_embeddings: int | None = None
     torch_dtype: str | None = None
     small_tensors: SmallTensors | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int | None:
@@ -291,7 +269,9 @@ def shape_from_config(name: str, config: Mapping[str, Any]) -> ModelShape:
     architecture = (architecture or "").removesuffix("_text")
     family = _FAMILIES.get(architecture, _Family())
     keys.values = {**family.defaults, **keys.values}
-    shape = _shape(keys, architecture, family)
+    outer = Keys(name, config)
+    shape = replace(_shape(keys, architecture, family), classes=outer.items("architectures", str))
+    keys.problems += outer.problems
     keys.refuse()
     return shape
 
@@ -346,7 +326,7 @@ def _shape(keys: Keys, architecture: str, family: _Family) -> ModelShape:
         sliding_window=window,
         experts=experts,
         latent_attention=latent,
-        quantisation=_quantisation(keys),
+        quantisation=quantisation(keys),
         max_position_embeddings=keys.optional("max_position_embeddings"),
         torch_dtype=keys.text("torch_dtype", "dtype"),
         small_tensors=_small_tensors(keys, family.tensors),
@@ -452,41 +432,3 @@ def _windows(keys: Keys, layers: int) -> tuple[int, int | None, int]:
         every = keys.number(*names, default=1, least=0)
         full = layers // every if every else 0
     return attending, window, full
-
-
-_BITS = re.compile(r"(?:^W|FP|INT)(\d+)")
-# FP8_PB_WO is ModelOpt's name of what TensorRT-LLM calls FP8_BLOCK_SCALES
-# (tensorrt_llm/quantization/mode.py); both have blocks of 128 x 128.
-_BLOCKS = {"FP8_PB_WO": 128, "FP8_BLOCK_SCALES": 128}
-# OCP Microscaling Formats 1.0; NVIDIA TensorRT-Model-Optimizer, nvfp4_tensor.py
-_GROUPS = {"MXFP4": 32, "NVFP4": 16}
-
-
-def _quantisation(keys: Keys) -> Quantisation | None:
-    own = keys.section("quantization_config")
-    own = own if own.values else keys.section("quantization")
-    if not own.values:
-        return None
-    method = own.text("quant_method") or ("modelopt" if "quant_algo" in own else "unknown")
-    algorithm = (own.text("quant_algo") or method).upper()
-    weights = _weight_scheme(own)
-    digits = _BITS.search(algorithm)
-    blocks = own.items("weight_block_size", int) or weights.items("block_structure", int)
-    group = own.values.get("group_size", weights.values.get("group_size"))
-    # GPTQ writes -1 where one scale serves a whole row.
-    group = None if group == -1 else own.optional("group_size") or weights.optional("group_size")
-    default_group = next((n for key, n in _GROUPS.items() if key in algorithm), None)
-    return Quantisation(
-        method=method,
-        bits=own.optional("bits")
-        or weights.optional("num_bits")
-        or (int(digits[1]) if digits else None),
-        group_size=group or default_group,
-        block_size=math.lcm(*blocks) if blocks else _BLOCKS.get(algorithm),
-    )
-
-
-def _weight_scheme(own: Keys) -> Keys:
-    """``weights`` of the first group, where compressed-tensors and ModelOpt describe them."""
-    groups = own.section("config_groups")
-    return groups.section(next(iter(groups.values), "")).section("weights")

@@ -13,9 +13,10 @@ from typing import Literal
 
 from launcher.errors import Location, PlanError, Problem
 from launcher.models.shapes import ModelShape
-from launcher.plan import checks, vllm_options
+from launcher.plan import checks, trtllm_checks, trtllm_options, vllm_options
 from launcher.plan.capabilities import ENGINES, step_kind
 from launcher.plan.directives import slurm_directives
+from launcher.plan.engine_options import Complaint
 from launcher.plan.layout import NodeShape, lay_out
 from launcher.plan.mounts import complete_mounts
 from launcher.plan.types import Cut, Layout, Plan, Step, WorkRuntime
@@ -45,6 +46,8 @@ class Facts:
         Where relative paths of the job file start, and what ``--set`` changed in it.
     reads
         Directories that the job reads input and model from, links followed and not.
+    image_archs
+        Of images that are files here and say so: the CPUs that they are for.
     """
 
     shape: ModelShape | None = None
@@ -54,6 +57,7 @@ class Facts:
     reads: tuple[str, ...] = ()
     origin: str = "/"
     settings: tuple[str, ...] = ()
+    image_archs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,7 @@ def resolve(
     runtime = _runtime(r, site.engines.get(job.engine, EngineRuntime()))
     _check_mounts(r, runtime)
     _check_launch(r, step, runtime)
+    _check_image(r, runtime, partition)
     time_s = _time(r, partition, name)
     r.stop_on_errors()
     plan = _plan(r, name, layout, step, runtime, time_s)
@@ -227,31 +232,22 @@ def _check_engine(r: _Resolver, cut: Cut, node: NodeShape) -> None:
 
 
 def _check_options(r: _Resolver) -> None:
-    if r.job.engine == "vllm":
+    for found in _complaints(r.job):
+        code = "plan.engine-option" if found.owned else "engine.options"
+        where = r.job_source.at(field_path("engine_options", found.option))
+        severity: Literal["error", "warning"] = "error" if found.sure else "warning"
+        r.problems.append(Problem(code, found.message, where, found.hint, severity))
+
+
+def _complaints(job: JobSpec) -> list[Complaint]:
+    given = job.engine_options
+    if job.engine == "vllm":
         versions = f"vLLM {vllm_options.VERSIONS[0]} to {vllm_options.VERSIONS[-1]}"
-        known = vllm_options.known_options()
-        for found in vllm_options.complaints(r.job.engine_options, known, versions):
-            code = "plan.engine-option" if found.owned else "engine.options"
-            where = r.job_source.at(field_path("engine_options", found.option))
-            severity: Literal["error", "warning"] = "error" if found.sure else "warning"
-            r.problems.append(Problem(code, found.message, where, found.hint, severity))
-    owned = _DERIVED_ARGUMENTS if r.job.engine == "tensorrt-llm" else {}
-    for option, better in owned.items():
-        if option in r.job.engine_options:
-            message = f"engine option `{option}` is derived from the plan"
-            hint = f"remove it and set {better}"
-            r.error("plan.engine-option", message, "engine_options", option, hint=hint)
-
-
-# What engine.yaml gets from the plan: given twice, the two could disagree.
-_DERIVED_ARGUMENTS: Mapping[str, str] = {
-    "model": "model",
-    "tensor_parallel_size": "parallelism.tp",
-    "pipeline_parallel_size": "parallelism.pp",
-    "moe_expert_parallel_size": "parallelism.ep",
-    "expert_parallel_size": "parallelism.ep",
-    "gpus_per_node": "resources.gpus_per_node",
-}
+        return vllm_options.complaints(given, vllm_options.known_options(), versions)
+    if job.engine == "tensorrt-llm":
+        versions = f"TensorRT-LLM {trtllm_options.VERSIONS[0]} to {trtllm_options.VERSIONS[-1]}"
+        return trtllm_options.complaints(given, trtllm_options.known_options(), versions)
+    return []
 
 
 def _check_model(r: _Resolver, cut: Cut, partition: Partition, node: NodeShape) -> None:
@@ -266,6 +262,11 @@ def _check_model(r: _Resolver, cut: Cut, partition: Partition, node: NodeShape) 
             nvlink_domain=domain,
             allow=r.job.allow,
         )
+        if r.job.engine == "tensorrt-llm":
+            options, gpu = r.job.engine_options, gpus.model if gpus else None
+            found = trtllm_checks.without_heads(found, options)
+            for problem, path in trtllm_checks.check_model(r.facts.shape, cut, gpu, options):
+                r.problems.append(_located(problem, r.job_source.at(field_path(*path))))
         r.problems += [_located(p, r.job_source.at(field_path("parallelism"))) for p in found]
     if r.facts.chat_template is False and r.job.input.chat:
         message = f"model {r.job.model} has no chat template, so it is probably a base model"
@@ -374,6 +375,15 @@ def _check_launch(r: _Resolver, step: Step, runtime: WorkRuntime) -> None:
     if runtime.container == "pyxis" and launcher != "srun":
         message = f"pyxis images are started by srun, and site {r.site.name} uses {launcher}"
         r.error("site.launch-impossible", message, "runtime", hint="set launch.with: srun")
+
+
+def _check_image(r: _Resolver, runtime: WorkRuntime, partition: Partition) -> None:
+    built_for = r.facts.image_archs.get(runtime.image or "")
+    there = partition.cpus.arch if partition.cpus else None
+    if built_for is not None and there is not None and built_for != there:
+        message = f"{runtime.image} is for {built_for}, and the CPUs of this partition are {there}"
+        hint = f"pull or build the image on a machine with {there} CPUs"
+        r.error("plan.image-architecture", message, "runtime", "image", hint=hint)
 
 
 def _time(r: _Resolver, partition: Partition, name: str) -> int | None:

@@ -7,9 +7,9 @@ table at the end anew.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+
+from launcher.plan.engine_options import Complaint, Names
 
 __all__ = ["OWNED", "VERSIONS", "Complaint", "complaints", "known_options"]
 
@@ -67,61 +67,16 @@ _MEANT: Mapping[str, str] = {
     "tp_size": "parallelism.tp of the job file",
 }
 
-
-# Alike enough to be meant, and not an option that a later version brought.
-_ALIKE = 0.8
-
-
-class Complaint(NamedTuple):
-    """What is wrong with one option.
-
-    ``owned``: the plan decides it, whatever its value. ``sure``: it is wrong for versions that
-    came after `VERSIONS` too.
-    """
-
-    option: str
-    message: str
-    hint: str
-    owned: bool = False
-    sure: bool = True
+_NAMES = Names(
+    owned={name: f"set {key}" for name, key in OWNED.items()},
+    meant={name: f"set {better}" for name, better in _MEANT.items()},
+    kind="a field of vLLM's EngineArgs",
+)
 
 
 def complaints(given: Collection[str], known: Collection[str], where: str) -> list[Complaint]:
-    """What is wrong with the names of options.
-
-    Parameters
-    ----------
-    given
-        Names in ``engine_options``.
-    known
-        Those that vLLM takes.
-    where
-        The vLLM that takes them, in words, such as ``vLLM 0.24.0``.
-    """
-    found = []
-    for name in given:
-        if name in OWNED:
-            message = f"engine option `{name}` is derived from the plan"
-            found.append(Complaint(name, message, f"remove it and set {OWNED[name]}", owned=True))
-        elif name not in known:
-            message = f"{where} has no engine option {name!r}"
-            better, sure = _instead(name, known)
-            found.append(Complaint(name, message, better, sure=sure))
-    return found
-
-
-def _instead(name: str, known: Collection[str]) -> tuple[str, bool]:
-    """What to write, and whether that is surely what is meant."""
-    plain = name.lstrip("-").replace("-", "_").lower()
-    if plain in known:
-        return f"write {plain}", True
-    if plain in _MEANT:
-        return f"set {_MEANT[plain]}", True
-    free = set(known) - OWNED.keys()
-    if near := difflib.get_close_matches(plain, free, n=1, cutoff=_ALIKE):
-        return f"write {near[0]}", True
-    near = difflib.get_close_matches(plain, free, n=1)
-    return (f"write {near[0]}" if near else "use a field of vLLM's EngineArgs"), False
+    """What is wrong with the names of options; see `launcher.plan.engine_options`."""
+    return _NAMES.complaints(given, known, where)
 
 
 def known_options() -> frozenset[str]:

@@ -1,19 +1,17 @@
-"""A plan to the files of a run that people read: ``script.sh`` and ``engine.yaml``."""
+"""A plan to the files of a run that people read: ``script.sh`` and the engine's arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any
-
-import yaml
 
 from launcher.plan.types import Plan
 from launcher.render.engine import render_template
 from launcher.render.quoting import Raw, shell_value
 from launcher.render.step import step_words
+from launcher.render.tensorrt_llm import engine_file
 
-__all__ = ["engine_arguments", "render_job"]
+__all__ = ["render_job"]
 
 
 def render_job(
@@ -52,6 +50,7 @@ def render_job(
         "env": [(Raw(name), value) for name, value in plan.env.items()],
         "modules": plan.runtime.modules,
         "venv": plan.runtime.venv,
+        "in_image": plan.runtime.image is not None,
         "lib": lib,
         "step_words": Raw(words),
         "launcher": plan.launcher,
@@ -63,26 +62,8 @@ def render_job(
     }
     files = {"script.sh": render_template(f"{plan.scheduler}/script.sh.j2", templates, context)}
     if plan.engine == "tensorrt-llm":
-        files["engine.yaml"] = yaml.safe_dump(engine_arguments(plan), sort_keys=False)
+        files[f"plans/{plan_number}.engine.yaml"] = engine_file(plan)
     return files
-
-
-def engine_arguments(plan: Plan) -> dict[str, Any]:
-    """Every argument of TensorRT-LLM's ``LLM``, once.
-
-    Names are those of ``TorchLlmArgs`` (``tensorrt_llm/llmapi/llm_args.py``). ``gpus_per_node``
-    is explicit because its default is whatever the calling process happens to see.
-    """
-    cut = plan.layout.cut
-    arguments: dict[str, Any] = {
-        "model": plan.model_path or plan.model,
-        "tensor_parallel_size": cut.tp,
-        "pipeline_parallel_size": cut.pp,
-        "gpus_per_node": max(p.local_rank for p in plan.layout.placements) + 1,
-    }
-    if cut.ep > 1:
-        arguments["moe_expert_parallel_size"] = cut.ep
-    return arguments | plan.engine_options
 
 
 def _log_pattern(run_dir: PurePosixPath, *, array: bool) -> str:

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from launcher.plan.directives import cpus_per_task
 from launcher.plan.types import Plan
+from launcher.render.quoting import Raw
 
 __all__ = ["step_words"]
 
@@ -20,6 +21,14 @@ def step_words(plan: Plan, run_dir: PurePosixPath) -> tuple[Word, ...]:
 
 def _python(plan: Plan) -> Iterator[Word]:
     runtime = plan.runtime
+    if runtime.image:
+        # Of a variable that the image sets too, pyxis (args.c, --container-env) and Apptainer
+        # (user guide, "Environment from the host") keep the image's value. Theirs are two ways
+        # out, one of them new in 2024, the other of no use for values with commas: `env` has
+        # the last word in both, in each version.
+        yield "env"
+        for name in sorted({*plan.env, "PYTHONNOUSERSITE", "PYTHONPATH", "PYTHONUNBUFFERED"}):
+            yield Raw(f'{name}="${name}"')
     # With a venv, PATH finds its interpreter, unless the user named one by path.
     yield runtime.python
     yield from ("-m", "launcher.runner.rank")
@@ -74,10 +83,21 @@ def _none(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:  # noqa: ARG001
 _LAUNCHERS = {"srun": _srun, "mpirun": _mpirun, "none": _none}
 
 
+# Where the PMIx server of this node waits for its ranks: below Slurm's spool directory, or
+# mpirun's own. Only the rank is told. Under pyxis a hook of enroot mounts it (enroot,
+# conf/hooks/extra/50-slurm-pmi.sh).
+_WITH_PMIX = 'exec apptainer exec ${PMIX_SERVER_TMPDIR:+--bind "$PMIX_SERVER_TMPDIR"} "$@"'
+
+
 def _apptainer(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
     if plan.runtime.container != "apptainer" or not plan.runtime.image:
         return
-    yield from ("apptainer", "exec", *(("--nv",) if plan.layout.allocation.gpus_per_node else ()))
+    if plan.mpi in ("pmix", "openmpi4", "openmpi5"):
+        yield from ("bash", "-c", _WITH_PMIX, "apptainer")
+    else:
+        yield from ("apptainer", "exec")
+    if plan.layout.allocation.gpus_per_node:
+        yield "--nv"
     for path in (str(run_dir), *plan.runtime.mounts):
         yield from ("--bind", path)
     yield from ("--pwd", run_dir, plan.runtime.image)

@@ -24,7 +24,14 @@ __all__ = ["add_arguments", "failed_or_died", "main", "write_outcome"]
 # started again, perhaps elsewhere; one that *failed* would only fail again.
 EXIT_CODES = {"done": 0, "died": 7, "failed": 7, "resumable": 75}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_MAY_PASS = ("engine.died", "run.died", "run.rendezvous", "gpu.")
+_MAY_PASS = (
+    "engine.died",
+    "run.died",
+    "run.network",
+    "run.rendezvous",
+    "run.stalled",
+    "gpu.",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -106,6 +106,11 @@ class Dispatcher:
         own = {"in_flight": self._flight.rows, "engine_restarts": self._keeper.restarted}
         return {**stats, **own}
 
+    @property
+    def engine_version(self) -> str | None:
+        """What the engine is a version of, once there is one; see `Capabilities`."""
+        return None if self._failure is None else self._keeper.capabilities.version
+
     async def work(self, keeper: EngineKeeper, rows: Rows, first: OpenUnit) -> bool:
         """Answer units, beginning with the already claimed ``first``, until none is left.
 

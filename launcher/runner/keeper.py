@@ -56,9 +56,12 @@ class EngineKeeper:
         """Start the engine; raises what it raises."""
         started_s = time.monotonic()
         self.capabilities = await self.engine.start()
+        if not self.capabilities.replaceable:
+            self._left = 0
         took_s = time.monotonic() - started_s
-        window = self.capabilities.max_in_flight
-        self._say(f"engine {self._name} is ready after {took_s:.1f} s, window {window}")
+        window, version = self.capabilities.max_in_flight, self.capabilities.version
+        of = f" (version {version})" if version else ""
+        self._say(f"engine {self._name} is ready after {took_s:.1f} s, window {window}{of}")
         return self.capabilities
 
     def mends(self, died: RunError) -> bool:

@@ -26,6 +26,7 @@ from launcher.runner.__main__ import (
     write_outcome,
 )
 from launcher.runner.identity import RankIds, RankReport, find_rank, visible_gpus
+from launcher.runner.leader import Rank, run_rank
 
 __all__ = ["main"]
 
@@ -43,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         rank = ids.rank
         _check_world(plan, ids)
         environ = _environment(plan, args.replica, ids)
-        command = [sys.executable, "-m", "launcher.runner", *_forwarded(args)]
-        code, told = _supervise([*command, "--rank", str(rank)], environ)
+        command = [sys.executable, "-m", "launcher.runner", *_forwarded(args), "--rank", str(rank)]
+        if plan.engine == "tensorrt-llm":
+            own = Rank(run=run, args=args, plan=plan, number=rank, environ=environ, runner=command)
+            return run_rank(own)
+        code, told = _supervise(command, environ)
         problems = _death(code, plan.task(args.replica, rank))
         # Slurm's TERM reaches the child too, perhaps before this process has noted its own.
         if problems and (told or code == -signal.SIGTERM):

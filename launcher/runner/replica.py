@@ -34,6 +34,8 @@ from launcher.telemetry.metrics import Beat, WorkerLog, read_parts
 __all__ = ["ReplicaTask", "engine_setup", "run_replica"]
 
 BEAT_S = 2.0
+# Ranks of which this process is none may have seen why the engine has failed.
+FIRST_WORD_S = 3.0
 # So many beats for each line in the step's log.
 _BEATS_PER_LINE = 30
 # Owners that have died are known by then, be the node of one as slow as it may.
@@ -85,6 +87,10 @@ def run_replica(task: ReplicaTask) -> bool:
     plan = task.run.plan(task.plan_number)
     try:
         return _run_first_rank(task, plan)
+    except RunError:
+        if plan.step.kind == "leader":
+            time.sleep(FIRST_WORD_S)  # its wrapper ends it meanwhile if a rank knows more
+        raise
     finally:
         if plan.step.tasks > 1:
             # The other ranks wait for an address: when none was needed, this lets them go.
@@ -237,6 +243,7 @@ def engine_setup(task: ReplicaTask, plan: Plan, rank: int) -> EngineSetup:
         rank=rank,
         tasks=plan.step.tasks,
         meeting=task.meeting if plan.step.tasks > 1 else None,
+        arguments=task.run.engine_path(task.plan_number),
     )
 
 
@@ -259,6 +266,7 @@ def _beats(task: ReplicaTask, dispatcher: Dispatcher, log: WorkerLog) -> Iterato
                 engine_restarts=int(figures.get("engine_restarts", 0)),
                 prompt_tokens=t.prompt_tokens,
                 completion_tokens=t.completion_tokens,
+                engine_version=dispatcher.engine_version,
             )
             with contextlib.suppress(OSError):  # a full disk stops no work
                 log.beat(beat)

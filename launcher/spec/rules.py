@@ -27,9 +27,9 @@ _SECRET = re.compile(
     r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIALS)$", re.IGNORECASE
 )
 # What the job script calls its own variables, and what bash keeps for itself (bash(1), "Shell
-# Variables").
+# Variables"). How patient the ranks are with a slow start is for the user to say.
 _SCRIPTS_OWN = re.compile(
-    r"HPC_LLM_.*|CUDA_VISIBLE_DEVICES|run|plan|job|restart|stat|entry|replicas?"
+    r"HPC_LLM_(?!PATIENCE$).*|CUDA_VISIBLE_DEVICES|run|plan|job|restart|stat|entry|replicas?"
     r"|per_allocation|first|end|ended|pids|before|failed|died|resumable|again|signalled|code"
     r"|batch|warned|told|given_up|idle"
     r"|BASHOPTS|BASH_VERSINFO|EUID|IFS|PPID|SHELLOPTS|UID",

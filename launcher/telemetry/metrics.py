@@ -46,6 +46,8 @@ class Beat:
         How many engines have followed the first.
     prompt_tokens, completion_tokens
         Of finished answers.
+    engine_version
+        Of the library that computes; None before it has started, and where it has none.
     """
 
     replica: int
@@ -59,6 +61,7 @@ class Beat:
     engine_restarts: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    engine_version: str | None = None
 
 
 # What a reader finds in the place of a key that an older worker did not write.

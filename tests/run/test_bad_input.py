@@ -217,11 +217,11 @@ def test_a_directory_of_another_run(ask: Ask, tmp_path: Path) -> None:
         assert "sampling.seed: 0 -> 9" in done.json["problems"][0]["message"]
 
 
-def test_an_engine_that_this_version_cannot_start(ask: Ask, tmp_path: Path) -> None:
+def test_a_shape_is_no_checkpoint(ask: Ask, tmp_path: Path) -> None:
     spec = {"engine": "tensorrt-llm", "model": "llama-3.1-405b", "parallelism": {"tp": 8, "pp": 2}}
     path = job(tmp_path, **spec, runtime={"image": "i.sqsh"}, resources={"time": "1h"})
     done = refused(ask, tmp_path, "submit", path, "--site", "dgx-h100")
-    assert (done.code, done.codes) == (4, ["engine.unavailable"])
+    assert (done.code, done.codes) == (4, ["model.not-cached"])
 
 
 def test_a_model_that_is_not_there(ask: Ask, tmp_path: Path) -> None:

@@ -140,3 +140,28 @@ def test_another_model_has_another_digest(tmp_path: Path, change: str) -> None:
     else:
         (folder / "tokenizer.json").write_text("{}")
     assert found("m", tmp_path).digest != before
+
+
+def test_how_modelopt_quantised_a_checkpoint_counts_before_its_config(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m", "deepseek-v3")
+    own = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(own))
+    how = found("m", tmp_path).shape.quantisation
+    assert how is not None
+    assert (how.method, how.algorithm, how.block_size) == ("modelopt", "NVFP4", None)
+
+
+def test_an_hf_quant_config_that_quantises_nothing_leaves_the_config_as_it_is(
+    tmp_path: Path,
+) -> None:
+    folder = checkpoint(tmp_path / "m", "deepseek-v3")
+    before = found("m", tmp_path).shape
+    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": null}}')
+    assert found("m", tmp_path).shape == before
+
+
+def test_a_checkpoint_of_the_hub_knows_the_cache_that_it_lies_in(tmp_path: Path) -> None:
+    home = hub(tmp_path)
+    assert found("org/small", tmp_path, HF_HOME=str(home)).hub_cache == home / "hub"
+    directory = home / "hub/models--org--small/snapshots/abc"
+    assert found(str(directory), tmp_path).hub_cache is None

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from launcher.errors import Problem
 from launcher.models.catalogue import BUILTIN
-from launcher.models.shapes import Experts, ModelShape, Quantisation
+from launcher.models.quantisation import Quantisation
+from launcher.models.shapes import Experts, ModelShape
 from launcher.plan.checks import check_cut, nvlink_domain
 from launcher.plan.types import Cut
 

@@ -199,8 +199,7 @@ def test_all_wrong_options_are_reported_at_once() -> None:
     assert codes(err.value) == ["engine.options", "engine.options"]
 
 
-@pytest.mark.parametrize("name", ["tensorrt-llm", "ollama"])
-def test_engines_that_cannot_run_yet_are_refused_by_name(name: str) -> None:
-    with pytest.raises(RunError, match=name) as err:
-        create(name, setup())
+def test_an_engine_that_there_is_not_is_refused_by_name() -> None:
+    with pytest.raises(RunError, match="ollama") as err:
+        create("ollama", setup())
     assert codes(err.value) == ["engine.unavailable"]

@@ -16,13 +16,16 @@ from launcher.errors import PlanError, SpecError
 from launcher.plan.types import Plan
 from launcher.prepare import prepare
 from launcher.render.job import render_job
+from launcher.render.quoting import Raw
 from launcher.render.step import step_words
 from launcher.resources import builtin, search_path, templates
 from launcher.spec.rules import read_job
 from launcher.spec.source import parse
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-SITUATIONS = sorted(path.parent.name for path in GOLDEN.glob("*/job.yaml"))
+JOBS = GOLDEN.parent.parent / "jobs"
+# A job of its own, or a file that names one of the shipped ones.
+SITUATIONS = sorted({path.parent.name for path in GOLDEN.glob("*/job*") if path.is_file()})
 HOSTILE = [name for name in SITUATIONS if name.startswith("hostile")]
 SLURM = [name for name in SITUATIONS if not name.startswith("local")]
 LIB = "0123456789abcdef.zip"
@@ -34,9 +37,19 @@ pytestmark = pytest.mark.usefixtures("own_home")
 
 def planned(situation: str) -> Plan:
     directory = GOLDEN / situation
-    named = directory / "site"
-    site = named.read_text().strip() if named.is_file() else str(directory / "site.yaml")
-    return prepare(directory / "job.yaml", site=site).resolution.plan
+    job, site = named(directory, "job"), named(directory, "site")
+    settings = directory / "settings"
+    given = settings.read_text().splitlines() if settings.is_file() else ()
+    return prepare(Path(job), site=site, settings=given).resolution.plan
+
+
+def named(directory: Path, kind: str) -> str:
+    """``kind.yaml`` of a situation, or what its file ``kind`` names: a path from there, a name."""
+    place = directory / kind
+    if not place.is_file():
+        return str(directory / f"{kind}.yaml")
+    name = place.read_text().strip()
+    return str((directory / name).resolve()) if "/" in name else name
 
 
 def rendered(plan: Plan, run_dir: str | None = None) -> dict[str, str]:
@@ -54,7 +67,7 @@ def test_a_job_is_rendered_as_before(situation: str, request: pytest.FixtureRequ
     expected = GOLDEN / situation / "expected"
     # The input's directory is mounted, and lies wherever this checkout does.
     files = {
-        name: text.replace(str(GOLDEN), "/golden")
+        name: text.replace(str(GOLDEN), "/golden").replace(str(JOBS), "/jobs")
         for name, text in rendered(planned(situation)).items()
     }
     if request.config.getoption("--update-golden"):
@@ -120,18 +133,12 @@ def test_the_log_of_a_run_directory_with_percent_signs_lies_in_that_directory() 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_job_gets_its_engine_arguments_only_where_its_engine_reads_them(situation: str) -> None:
     plan = planned(situation)
-    assert ("engine.yaml" in rendered(plan)) == (plan.engine == "tensorrt-llm")
+    assert ("plans/0001.engine.yaml" in rendered(plan)) == (plan.engine == "tensorrt-llm")
 
 
-def test_engine_arguments_are_the_plans_and_the_users() -> None:
-    text = rendered(planned("tp8-pp2"))["engine.yaml"]
-    assert parse("engine.yaml", text).data == {
-        "model": "llama-3.1-405b",
-        "tensor_parallel_size": 8,
-        "pipeline_parallel_size": 2,
-        "gpus_per_node": 8,
-        "kv_cache_config": {"free_gpu_memory_fraction": 0.85},
-    }
+def test_engine_arguments_are_json_which_is_yaml() -> None:
+    text = rendered(planned("tp8-pp2"))["plans/0001.engine.yaml"]
+    assert parse("engine.yaml", text).data == json.loads(text)
 
 
 # Run for real, with stand-ins for what a cluster would have.
@@ -187,6 +194,13 @@ def run_script(plan: Plan, tmp_path: Path) -> tuple[Path, Ran]:
     return run_dir, Ran(out, done.returncode, done.stderr.decode())
 
 
+def given(word: object, ran: Ran) -> str:
+    """``word`` as the shell hands it on: a variable of the script has its value there."""
+    name, equals, value = str(word).partition("=")
+    variable = isinstance(word, Raw) and value == f'"${name}"'
+    return f"{name}{equals}{ran.environ()[name]}" if variable else str(word)
+
+
 @pytest.mark.parametrize("situation", HOSTILE)
 def test_hostile_values_reach_the_step_unchanged_and_nothing_of_them_is_run(
     situation: str, tmp_path: Path
@@ -195,7 +209,7 @@ def test_hostile_values_reach_the_step_unchanged_and_nothing_of_them_is_run(
     run_dir, ran = run_script(plan, tmp_path)
     assert (ran.code, ran.stderr) == (0, "")
     assert [path for path in tmp_path.rglob("*") if path.name == "x"] == []
-    words = [str(word) for word in step_words(plan, PurePosixPath(run_dir))][1:]
+    words = [given(word, ran) for word in step_words(plan, PurePosixPath(run_dir))][1:]
     assert ran.argv("srun") == [
         [*words, "--plan", "0001", "--replica", str(n), "--job", "77", "--restart", "0"]
         for n in range(plan.layout.replicas)

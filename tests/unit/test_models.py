@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from launcher.errors import SpecError
 from launcher.models.catalogue import BUILTIN, find_builtin
-from launcher.models.shapes import ModelShape, Quantisation, shape_from_config
+from launcher.models.quantisation import Quantisation
+from launcher.models.shapes import ModelShape, shape_from_config
 
 CONFIGS = Path(__file__).parent.parent / "fixtures" / "configs"
 
@@ -23,6 +24,7 @@ PARAMETERS = {
     "gpt-oss-120b": 116_829_156_672,
     "gpt-oss-20b": 20_914_757_184,
     "llama-3.1-405b": 405_853_388_800,
+    "llama-3.1-405b-fp8": 405_853_388_800,
     "llama-3.1-70b": 70_553_706_496,
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.3-70b": 70_553_706_496,
@@ -109,6 +111,7 @@ def test_a_checkpoint_has_the_shape_of_its_builtin(name: str) -> None:
         *("kv_heads", "head_dim", "intermediate_size", "vocab_size", "tied_embeddings"),
         *("full_attention_layers", "sliding_window", "experts", "latent_attention"),
         *("small_tensors", "parameters", "kv_elements_per_token", "quantisation"),
+        "classes",
     ):
         assert getattr(theirs, field) == getattr(ours, field), field
 
@@ -216,29 +219,35 @@ def test_layers_of_linear_attention_have_no_cache() -> None:
     [
         (
             {"quant_method": "fp8", "weight_block_size": [128, 128]},
-            Quantisation(method="fp8", bits=8, block_size=128),
+            Quantisation(method="fp8", bits=8, algorithm="FP8", block_size=128),
         ),
-        ({"quant_method": "fbgemm_fp8"}, Quantisation(method="fbgemm_fp8", bits=8)),
+        (
+            {"quant_method": "fbgemm_fp8"},
+            Quantisation(method="fbgemm_fp8", bits=8, algorithm="FBGEMM_FP8"),
+        ),
         (
             {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
-            Quantisation(method="awq", bits=4, group_size=128),
+            Quantisation(method="awq", bits=4, algorithm="AWQ", group_size=128),
         ),
         (
             {"quant_method": "gptq", "bits": 8, "group_size": -1, "desc_act": True},
-            Quantisation(method="gptq", bits=8),
+            Quantisation(method="gptq", bits=8, algorithm="GPTQ"),
         ),
-        ({"quant_method": "mxfp4"}, Quantisation(method="mxfp4", bits=4, group_size=32)),
+        (
+            {"quant_method": "mxfp4"},
+            Quantisation(method="mxfp4", bits=4, algorithm="MXFP4", group_size=32),
+        ),
         (
             {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
-            Quantisation(method="modelopt", bits=4, group_size=16),
+            Quantisation(method="modelopt", bits=4, algorithm="NVFP4", group_size=16),
         ),
         (
             {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"},
-            Quantisation(method="modelopt", bits=8, block_size=128),
+            Quantisation(method="modelopt", bits=8, algorithm="FP8_PB_WO", block_size=128),
         ),
         (
             {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ", "group_size": 128},
-            Quantisation(method="modelopt", bits=4, group_size=128),
+            Quantisation(method="modelopt", bits=4, algorithm="W4A8_AWQ", group_size=128),
         ),
         (
             {
@@ -247,9 +256,14 @@ def test_layers_of_linear_attention_have_no_cache() -> None:
                     "group_0": {"weights": {"num_bits": 8, "block_structure": [128, 128]}}
                 },
             },
-            Quantisation(method="compressed-tensors", bits=8, block_size=128),
+            Quantisation(
+                method="compressed-tensors",
+                bits=8,
+                algorithm="COMPRESSED-TENSORS",
+                block_size=128,
+            ),
         ),
-        ({"quant_method": "quip"}, Quantisation(method="quip", bits=None)),
+        ({"quant_method": "quip"}, Quantisation(method="quip", bits=None, algorithm="QUIP")),
     ],
 )
 def test_a_quantised_checkpoint_tells_bits_and_blocks(
@@ -260,13 +274,13 @@ def test_a_quantised_checkpoint_tells_bits_and_blocks(
 
 def test_modelopts_own_file_is_understood_when_merged_into_the_config() -> None:
     shape = tiny(producer={"name": "modelopt"}, quantization={"quant_algo": "FP8"})
-    assert shape.quantisation == Quantisation(method="modelopt", bits=8)
+    assert shape.quantisation == Quantisation(method="modelopt", bits=8, algorithm="FP8")
 
 
 def test_the_quantisation_beside_a_text_config_is_the_text_models() -> None:
     outer = {"model_type": "llama4", "quantization_config": {"quant_method": "fp8"}}
     shape = shape_from_config("tiny", {**outer, "text_config": {**TINY, "model_type": "llama4"}})
-    assert shape.quantisation == Quantisation(method="fp8", bits=8)
+    assert shape.quantisation == Quantisation(method="fp8", bits=8, algorithm="FP8")
 
 
 def test_quantisation_does_not_change_how_many_parameters_there_are() -> None:

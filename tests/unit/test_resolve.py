@@ -123,6 +123,38 @@ def test_gpus_of_a_partition_without_gpus_are_refused() -> None:
     assert found == ("plan.no-gpus", "job.yaml:6:28")
 
 
+OLD = GPU.replace("h100", "a100")
+
+
+def test_a_format_that_the_gpus_lack_is_refused_at_the_model() -> None:
+    shape = BUILTIN["llama-3.1-405b-fp8"]
+    job = "parallelism: {tp: 8, pp: 2}\n"
+    assert only(job, SITE + OLD, shape=shape) == ("plan.gpu-quantisation", "job.yaml:2:8")
+    assert resolved(job, SITE + GPU, shape=shape).warnings == ()
+    assert resolved(job, SITE + OLD, shape=shape, engine="vllm").warnings == ()
+
+
+def test_a_model_that_tensorrt_llm_has_not_is_refused_for_it_alone() -> None:
+    shape = BUILTIN["deepseek-v2"]
+    job = "parallelism: {tp: 8}\n"
+    assert only(job, shape=shape) == ("model.architecture", "job.yaml:2:8")
+    assert resolved(job, shape=shape, engine="vllm").warnings == ()
+
+
+def test_attention_that_is_not_cut_has_no_heads_to_divide() -> None:
+    shape = BUILTIN["phi-4"]
+    job = "parallelism: {tp: 4}\n"
+    assert only(job, shape=shape) == ("plan.tp-kv-heads", "job.yaml:6:14")
+    whole = job + "engine_options: {enable_attention_dp: true}\n"
+    assert resolved(whole, shape=shape).warnings == ()
+
+
+def test_the_layers_of_the_stages_are_counted_where_they_stand() -> None:
+    job = "parallelism: {tp: 4, pp: 2}\nengine_options: {pp_partition: [40, 41]}\n"
+    found = only(job, shape=BUILTIN["llama-3.1-70b"])
+    assert found == ("engine.options", "job.yaml:7:32")
+
+
 @pytest.mark.parametrize("engine", ["tensorrt-llm", "vllm"])
 def test_an_engine_for_gpus_needs_a_partition_with_them(engine: str) -> None:
     assert only(site=SITE + CPU, engine=engine) == ("plan.no-gpus", "job.yaml:3:9")

@@ -54,6 +54,8 @@ if [ -e DONE ] || [ -e control/STOP ]; then
   exit 0
 fi
 
+unset PYTHONPATH # what the shell that submitted has there lies outside of the image
+export PYTHONNOUSERSITE=1 # and so do the packages in this user's home
 export NCCL_SOCKET_IFNAME=ib0
 export NCCL_DEBUG=INFO
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
@@ -78,8 +80,10 @@ start_step() { # replica
     PYTHONPATH \
     -x \
     PYTHONUNBUFFERED \
+    bash \
+    -c \
+    'exec apptainer exec ${PMIX_SERVER_TMPDIR:+--bind "$PMIX_SERVER_TMPDIR"} "$@"' \
     apptainer \
-    exec \
     --nv \
     --bind \
     /runs/apptainer-mpirun-openmpi5 \
@@ -90,6 +94,12 @@ start_step() { # replica
     --pwd \
     /runs/apptainer-mpirun-openmpi5 \
     /images/trtllm.sif \
+    env \
+    NCCL_DEBUG="$NCCL_DEBUG" \
+    NCCL_SOCKET_IFNAME="$NCCL_SOCKET_IFNAME" \
+    PYTHONNOUSERSITE="$PYTHONNOUSERSITE" \
+    PYTHONPATH="$PYTHONPATH" \
+    PYTHONUNBUFFERED="$PYTHONUNBUFFERED" \
     python3 \
     -m \
     launcher.runner.rank \

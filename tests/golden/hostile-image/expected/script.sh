@@ -49,6 +49,8 @@ if [ -e DONE ] || [ -e control/STOP ]; then
   exit 0
 fi
 
+unset PYTHONPATH # what the shell that submitted has there lies outside of the image
+export PYTHONNOUSERSITE=1 # and so do the packages in this user's home
 export SITE='$(touch x)'
 export LINES_=$'a\n#SBATCH --nodes=9\n$(touch x)\n\'"\\'
 export ESCAPES=$'\x1b[31m\x07\x08\x7f\xe2\x80\xa8'
@@ -77,6 +79,18 @@ start_step() { # replica
     '--container-mounts=/runs/hostile-image:/runs/hostile-image,/m/$(touch x) '"'"'a"b:/m/$(touch x) '"'"'a"b,/n/;touch x:/n/;touch x,/golden:/golden' \
     --no-container-mount-home \
     --container-workdir=/runs/hostile-image \
+    env \
+    BLANK="$BLANK" \
+    COMMAND="$COMMAND" \
+    EMPTY="$EMPTY" \
+    ESCAPES="$ESCAPES" \
+    LINES_="$LINES_" \
+    PYTHONNOUSERSITE="$PYTHONNOUSERSITE" \
+    PYTHONPATH="$PYTHONPATH" \
+    PYTHONUNBUFFERED="$PYTHONUNBUFFERED" \
+    QUOTES="$QUOTES" \
+    SITE="$SITE" \
+    UNICODE="$UNICODE" \
     '/p/$(touch x) '"'"'python" && touch x' \
     -m \
     launcher.runner.rank \

@@ -48,6 +48,8 @@ if [ -e DONE ] || [ -e control/STOP ]; then
   exit 0
 fi
 
+unset PYTHONPATH # what the shell that submitted has there lies outside of the image
+export PYTHONNOUSERSITE=1 # and so do the packages in this user's home
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
 
@@ -69,6 +71,10 @@ start_step() { # replica
     --container-mounts=/runs/tp8-pp2:/runs/tp8-pp2,/models:/models,/scratch:/tmp/scratch,/golden:/golden \
     --no-container-mount-home \
     --container-workdir=/runs/tp8-pp2 \
+    env \
+    PYTHONNOUSERSITE="$PYTHONNOUSERSITE" \
+    PYTHONPATH="$PYTHONPATH" \
+    PYTHONUNBUFFERED="$PYTHONUNBUFFERED" \
     python3 \
     -m \
     launcher.runner.rank \

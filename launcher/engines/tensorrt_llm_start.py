@@ -1,0 +1,245 @@
+"""Starting TensorRT-LLM: its environment, its arguments, and what stops it, in words for the user.
+
+The only module that imports TensorRT-LLM. Facts are those of NVIDIA/TensorRT-LLM 1.0.0, 1.1.0,
+1.2.1 and of the 1.3 line, by file.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.engines.base import EngineSetup
+from launcher.engines.overheard import Overheard
+from launcher.engines.tensorrt_llm_causes import cause
+from launcher.engines.tensorrt_llm_marks import figure, plain
+from launcher.engines.wording import condensed, said
+from launcher.errors import Problem, RunError
+from launcher.plan.trtllm_options import OWNED, complaints
+
+__all__ = ["Started", "deepest", "start"]
+
+# What a batch run wants, where the user has not said otherwise.
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRTLLM_NO_USAGE_STATS": "1",  # from 1.3 on
+    # logger.py leaves out landmarks and figures otherwise.
+    "TLLM_LOG_LEVEL": "INFO",
+}
+# executor/utils.py and mpi_session.py: who finds these looks for the leader of several ranks.
+_OF_A_LEADER = (
+    "TLLM_SPAWN_PROXY_PROCESS",
+    "TLLM_SPAWN_PROXY_PROCESS_IPC_ADDR",
+    "TLLM_SPAWN_PROXY_PROCESS_IPC_HMAC_KEY",
+    "tllm_mpi_size",
+)
+# What llm.py logs before it raises anything that is wrong with the arguments.
+_REFUSED = "Failed to parse the arguments for the LLM constructor"
+_INSTALL = "install tensorrt_llm there, or set runtime.image, runtime.venv or runtime.modules"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A started engine and what the adapter uses of the installed TensorRT-LLM.
+
+    Attributes
+    ----------
+    llm
+        The ``LLM``.
+    version
+        ``tensorrt_llm.__version__``.
+    tokenizer
+        The Hugging Face tokenizer; None under ``skip_tokenizer_init``.
+    params
+        Makes sampling parameters.
+    refused
+        What it raises for one request that it will not take, or fails on: the engine goes on.
+    max_seq_len, vocabulary
+        Tokens of a sequence, and token ids; None where nobody tells.
+    max_batch_size
+        Sequences of a step, of all ranks together.
+    kv_tokens
+        What the KV cache holds, where this process is told.
+    """
+
+    llm: Any
+    version: str
+    tokenizer: Any
+    params: Callable[..., Any]
+    refused: type[Exception]
+    max_seq_len: int | None
+    max_batch_size: int
+    vocabulary: int | None
+    kv_tokens: int | None
+
+
+def start(setup: EngineSetup, overheard: Overheard) -> Started:
+    """Start an ``LLM`` on the ranks that are there; takes minutes, in a thread of its own.
+
+    Raises
+    ------
+    RunError
+        ``engine.import``, ``engine.options``, ``engine.model``, ``run.world-mismatch``, and what
+        its output tells (`launcher.engines.tensorrt_llm_causes`).
+    """
+    # Slurm signals every process of a step, and to those of TensorRT-LLM a warning would be death:
+    # USR1 stays blocked in all that this thread starts.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    arguments = _read(setup.arguments)
+    config = _config(arguments["model"])
+    _prepare_environment(setup.cut.ranks)
+    library = _import("tensorrt_llm")
+    version = str(library.__version__)
+    _check_names(arguments, version)
+    given = {**arguments, **_for_this_version()}
+    try:
+        llm = library.LLM(**given)
+    except Exception as exc:
+        raise RunError(_failure(overheard.settled(), exc, version)) from exc
+    return _started(llm, library, given, config, overheard.lines())
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    """The engine file; it was written with the plan."""
+    if path is None:
+        message = "the engine tensorrt-llm was given no file of arguments"
+        raise RunError(Problem("engine.options", message, hint="submit the job anew"))
+    try:
+        arguments: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as exc:
+        message = f"cannot read {path}: {said(exc)}"
+        raise RunError(Problem("engine.options", message, hint="submit the job anew")) from exc
+    return arguments
+
+
+def _config(model: str) -> dict[str, Any]:
+    """``config.json`` of the checkpoint, of models that see its part about text."""
+    path = Path(model, "config.json")
+    try:
+        config: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as exc:
+        message = f"there is no checkpoint at {model}: {said(exc)}"
+        hint = "point model at a directory in the Hugging Face layout"
+        raise RunError(Problem("engine.model", message, hint=hint)) from exc
+    return {**config, **config.get("text_config", {})}
+
+
+def _prepare_environment(ranks: int) -> None:
+    """One rank works in this process, several under a leader that the step has started.
+
+    Otherwise TensorRT-LLM would spawn its ranks by MPI (executor/executor.py, ``create``: also a
+    single one, unless ``TLLM_WORKER_USE_SINGLE_PROCESS`` is 1), which no step of Slurm allows.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ranks == 1:
+        os.environ["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1"
+        for name in _OF_A_LEADER:
+            os.environ.pop(name, None)
+    elif os.environ.get("TLLM_SPAWN_PROXY_PROCESS") != "1":
+        message = f"the engine has {ranks} ranks, and this process was told of no leader of them"
+        hint = "start script.sh as it was rendered"
+        raise RunError(Problem("run.world-mismatch", message, hint=hint))
+
+
+def _check_names(arguments: Mapping[str, Any], version: str) -> None:
+    fields = _import("tensorrt_llm.llmapi.llm_args").TorchLlmArgs.model_fields
+    chosen = {name: value for name, value in arguments.items() if name not in OWNED}
+    found = complaints(chosen, fields, f"TensorRT-LLM {version}")
+    if found:
+        raise RunError(Problem("engine.options", c.message, hint=c.hint) for c in found)
+
+
+def _for_this_version() -> dict[str, Any]:
+    """What one version needs and others do not know.
+
+    The sampler that 1.0 takes by itself knows one strategy for all requests (llm_args.py,
+    ``enable_mixed_sampler``); the other one has all of them, and takes each request's seed.
+    """
+    fields = _import("tensorrt_llm.llmapi.llm_args").TorchLlmArgs.model_fields
+    return {"enable_trtllm_sampler": True} if "enable_trtllm_sampler" in fields else {}
+
+
+def _failure(lines: Sequence[str], exc: Exception, version: str) -> Problem:
+    if any(_REFUSED in line for line in lines):
+        hint = "correct engine_options, or use a checkpoint that this version supports"
+        message = f"TensorRT-LLM {version} refuses: {condensed(exc)}"
+        return Problem("engine.options", message, hint=hint)
+    found = deepest(lines)
+    if found is not None:
+        return Problem(found.code, found.message, hint=found.hint)
+    message = f"TensorRT-LLM {version} could not start: {said(exc)}"
+    return Problem("engine.model", message, hint="see the step's log")
+
+
+def deepest(lines: Iterable[str]) -> Problem | None:
+    """What has gone wrong, as the output of this process tells; None when it does not."""
+    found = [c for line in lines if (c := cause(plain(line))) and not c.guessed]
+    if not found:
+        return None
+    first = min(found, key=lambda each: each.order)
+    return Problem(first.code, first.what, hint=first.hint)
+
+
+def _started(
+    llm: Any,
+    library: Any,
+    arguments: Mapping[str, Any],
+    config: Mapping[str, Any],
+    lines: Sequence[str],
+) -> Started:
+    figures = dict(filter(None, (figure(plain(line)) for line in lines)))  # the last of each
+    lengths = (arguments.get("max_seq_len") or config.get("max_position_embeddings"),)
+    own = getattr(llm, "tokenizer", None)
+    # Requests are spread over the ranks of a TP group whose attention is not cut.
+    groups = arguments["tensor_parallel_size"] if arguments.get("enable_attention_dp") else 1
+    return Started(
+        llm=llm,
+        version=str(library.__version__),
+        tokenizer=getattr(own, "tokenizer", own),
+        params=_params(library.SamplingParams, own, config),
+        refused=_request_error(),
+        max_seq_len=min(
+            (n for n in (*lengths, figures.get("max_seq_len")) if n is not None), default=None
+        ),
+        max_batch_size=arguments["max_batch_size"] * groups,
+        vocabulary=config.get("vocab_size"),
+        kv_tokens=figures.get("kv_tokens"),
+    )
+
+
+def _params(make: Callable[..., Any], tokenizer: Any, config: Mapping[str, Any]) -> Any:
+    """``SamplingParams``; without a tokenizer they have to say themselves what ends an answer."""
+    if tokenizer is not None:
+        return make
+    ends = config.get("eos_token_id")
+    ids = [ends] if isinstance(ends, int) else list(ends or ())
+    # -1 is no token (bench/benchmark/throughput.py has it for answers that nothing ends).
+    first, *others = ids or [-1]
+    return functools.partial(
+        make, end_id=first, pad_id=first, stop_token_ids=others or None, detokenize=False
+    )
+
+
+def _request_error() -> type[Exception]:
+    """Of ``llmapi/__init__.py`` since 1.0; defined in ``executor/utils.py``."""
+    found = getattr(_import("tensorrt_llm.llmapi"), "RequestError", None)
+    error: type[Exception] = found or _import("tensorrt_llm.executor.utils").RequestError
+    return error
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as exc:  # a library for another machine raises what it likes
+        missing = isinstance(exc, ModuleNotFoundError) and exc.name == "tensorrt_llm"
+        hint = _INSTALL if missing else "use NVIDIA's image of the release, which has all it needs"
+        message = f"the tensorrt-llm engine cannot import {name}: {said(exc)}"
+        raise RunError(Problem("engine.import", message, hint=hint)) from exc

@@ -42,6 +42,12 @@ _OF_A_LEADER = (
 )
 # What llm.py logs before it raises anything that is wrong with the arguments.
 _REFUSED = "Failed to parse the arguments for the LLM constructor"
+_ARGS = "tensorrt_llm.llmapi.llm_args"
+# Arguments that are one of several classes, and what these have in common.
+_MADE = {
+    "speculative_config": "DecodingBaseConfig",
+    "sparse_attention_config": "BaseSparseAttentionConfig",
+}
 _INSTALL = "install tensorrt_llm there, or set runtime.image, runtime.venv or runtime.modules"
 
 
@@ -98,7 +104,7 @@ def start(setup: EngineSetup, overheard: Overheard) -> Started:
     library = _import("tensorrt_llm")
     version = str(library.__version__)
     _check_names(arguments, version)
-    given = {**arguments, **_for_this_version()}
+    given = _for_this_version(arguments)
     try:
         llm = library.LLM(**given)
     except Exception as exc:
@@ -150,21 +156,37 @@ def _prepare_environment(ranks: int) -> None:
 
 
 def _check_names(arguments: Mapping[str, Any], version: str) -> None:
-    fields = _import("tensorrt_llm.llmapi.llm_args").TorchLlmArgs.model_fields
+    fields = _import(_ARGS).TorchLlmArgs.model_fields
     chosen = {name: value for name, value in arguments.items() if name not in OWNED}
     found = complaints(chosen, fields, f"TensorRT-LLM {version}")
     if found:
         raise RunError(Problem("engine.options", c.message, hint=c.hint) for c in found)
 
 
-def _for_this_version() -> dict[str, Any]:
-    """What one version needs and others do not know.
+def _for_this_version(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """``arguments`` with what one version needs and others do not know.
 
     The sampler that 1.0 takes by itself knows one strategy for all requests (llm_args.py,
     ``enable_mixed_sampler``); the other one has all of them, and takes each request's seed.
+
+    Up to 1.2 a constructor takes some configurations as objects only, which the loader of YAML
+    files for ``trtllm-serve`` makes by ``from_dict``.
     """
-    fields = _import("tensorrt_llm.llmapi.llm_args").TorchLlmArgs.model_fields
-    return {"enable_trtllm_sampler": True} if "enable_trtllm_sampler" in fields else {}
+    library = _import(_ARGS)
+    found = dict(arguments)
+    samplers = {"enable_trtllm_sampler", "enable_mixed_sampler"}
+    if samplers <= library.TorchLlmArgs.model_fields.keys() and not samplers & found.keys():
+        found["enable_trtllm_sampler"] = True
+    for name, base in _MADE.items():
+        make = getattr(getattr(library, base, None), "from_dict", None)
+        if make is not None and isinstance(found.get(name), dict):
+            try:
+                found[name] = make(found[name])
+            except Exception as exc:
+                message = f"TensorRT-LLM refuses {name}: {condensed(exc)}"
+                hint = "correct engine_options in the job file"
+                raise RunError(Problem("engine.options", message, hint=hint)) from exc
+    return found
 
 
 def _failure(lines: Sequence[str], exc: Exception, version: str) -> Problem:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -29,6 +31,7 @@ OTHERS: set[tuple[int, int]] = set()
 OF_LEADERS = ("TLLM_SPAWN_PROXY_PROCESS", "TLLM_SPAWN_PROXY_PROCESS_IPC_ADDR", "tllm_mpi_size")
 OWN = ("TLLM_WORKER_USE_SINGLE_PROCESS", "HF_HUB_OFFLINE", "TRTLLM_NO_USAGE_STATS")
 LOG_LEVEL = "TLLM_LOG_LEVEL"
+ARGS = "tensorrt_llm.llmapi.llm_args"
 
 
 @pytest.fixture(autouse=True)
@@ -378,6 +381,49 @@ def test_names_are_held_against_the_version_that_is_there(tmp_path: Path) -> Non
     assert code == "engine.options"
     assert "max_batch_sise" in message
     assert hint == "write max_batch_size"
+
+
+def given_to_llm(monkeypatch: pytest.MonkeyPatch, given: EngineSetup) -> dict[str, Any]:
+    """The arguments with which the stand-in's ``LLM`` is made."""
+    seen: dict[str, Any] = {}
+
+    def noting(**arguments: Any) -> Any:
+        seen.update(arguments)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(importlib.import_module("tensorrt_llm"), "LLM", noting)
+    start_problem(given)
+    return seen
+
+
+def test_its_arguments_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = setup(write_checkpoint(tmp_path), max_seq_len=48)
+    assert given.arguments is not None
+    assert given_to_llm(monkeypatch, given) == json.loads(given.arguments.read_text())
+
+
+def test_a_version_that_has_to_be_told_of_a_sampler_is_told_unless_the_job_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = importlib.import_module(ARGS).TorchLlmArgs
+    samplers = dict.fromkeys(("enable_mixed_sampler", "enable_trtllm_sampler"), False)  # as in 1.0
+    monkeypatch.setattr(known, "model_fields", known.model_fields | samplers)
+    model = write_checkpoint(tmp_path)
+    assert given_to_llm(monkeypatch, setup(model))["enable_trtllm_sampler"] is True
+    found = given_to_llm(monkeypatch, setup(model, enable_mixed_sampler=True))
+    assert "enable_trtllm_sampler" not in found
+
+
+def test_a_configuration_of_several_classes_is_made_as_for_its_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = SimpleNamespace(from_dict=lambda config: ("made of", config))
+    monkeypatch.setattr(f"{ARGS}.DecodingBaseConfig", made, raising=False)
+    config = {"decoding_type": "NGram", "max_draft_len": 3}
+    given = setup(write_checkpoint(tmp_path), speculative_config=config)
+    assert given_to_llm(monkeypatch, given)["speculative_config"] == ("made of", config)
 
 
 def test_options_within_options_are_refused_with_its_words(tmp_path: Path) -> None:

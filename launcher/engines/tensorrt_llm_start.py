@@ -19,7 +19,7 @@ from typing import Any
 from launcher.engines.base import EngineSetup
 from launcher.engines.overheard import Overheard
 from launcher.engines.tensorrt_llm_causes import cause
-from launcher.engines.tensorrt_llm_marks import figure, plain
+from launcher.engines.tensorrt_llm_marks import PHASES, figure, phase_after, plain
 from launcher.engines.wording import condensed, said
 from launcher.errors import Problem, RunError
 from launcher.plan.trtllm_options import OWNED, complaints
@@ -217,8 +217,9 @@ def _started(
     config: Mapping[str, Any],
     lines: Sequence[str],
 ) -> Started:
-    figures = dict(filter(None, (figure(plain(line)) for line in lines)))  # the last of each
-    lengths = (arguments.get("max_seq_len") or config.get("max_position_embeddings"),)
+    figures = _figures(lines)
+    wanted = arguments.get("max_seq_len") or config.get("max_position_embeddings")
+    lengths = [n for n in (wanted, figures.get("max_seq_len")) if n is not None]
     own = getattr(llm, "tokenizer", None)
     # Requests are spread over the ranks of a TP group whose attention is not cut.
     groups = arguments["tensor_parallel_size"] if arguments.get("enable_attention_dp") else 1
@@ -228,13 +229,23 @@ def _started(
         tokenizer=getattr(own, "tokenizer", own),
         params=_params(library.SamplingParams, own, config),
         refused=_request_error(),
-        max_seq_len=min(
-            (n for n in (*lengths, figures.get("max_seq_len")) if n is not None), default=None
-        ),
+        max_seq_len=min(lengths, default=None),
         max_batch_size=arguments["max_batch_size"] * groups,
         vocabulary=config.get("vocab_size"),
         kv_tokens=figures.get("kv_tokens"),
     )
+
+
+def _figures(lines: Iterable[str]) -> dict[str, int]:
+    """What the log says of the real KV cache, not of the small one that is tried before it."""
+    phase, found = PHASES[0], dict[str, int]()
+    for text in map(plain, lines):
+        before, phase = phase, phase_after(phase, text)
+        if phase == "kv" != before:
+            found.clear()
+        if told := figure(text):
+            found[told[0]] = told[1]
+    return found
 
 
 def _params(make: Callable[..., Any], tokenizer: Any, config: Mapping[str, Any]) -> Any:

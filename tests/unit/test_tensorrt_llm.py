@@ -16,7 +16,7 @@ import pytest
 from run_making import make_plan
 from trtllm_standin import STANDINS, write_checkpoint
 
-from launcher.engines import tensorrt_llm
+from launcher.engines import tensorrt_llm, tensorrt_llm_start
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
 from launcher.engines.registry import create
 from launcher.engines.tensorrt_llm import TensorRtLlmEngine
@@ -145,6 +145,23 @@ def test_it_tells_what_it_can(tmp_path: Path) -> None:
         version="1.2.1",
         replaceable=False,
     )
+
+
+def test_a_small_kv_cache_makes_the_longest_sequence_shorter(tmp_path: Path) -> None:
+    given = setup(write_checkpoint(tmp_path, kv_tokens=32))
+    code, message = row_error(given, text("x" * 40))
+    assert code == "prompt_too_long"
+    assert "the model takes 31" in message
+
+
+def test_figures_of_the_small_kv_cache_that_is_tried_first_are_not_the_engines() -> None:
+    lines = [
+        "[TRT-LLM] [W] Adjusted max_seq_len to 8",
+        "[MemUsageChange] Allocated 0.1 GiB for max tokens in paged KV cache (96).",
+        "[TRT-LLM] [I] Estimated max memory in KV cache : 55.74 GiB",
+        "[MemUsageChange] Allocated 55.7 GiB for max tokens in paged KV cache (9000).",
+    ]
+    assert tensorrt_llm_start._figures(lines) == {"kv_tokens": 9000}
 
 
 def test_turns_go_through_the_chat_template(tmp_path: Path) -> None:

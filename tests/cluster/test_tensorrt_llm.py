@@ -42,6 +42,7 @@ class Replica:
             resources={"partition": "gpu", "time": "10m", "gpus_per_node": 2},
             engine_options={"max_batch_size": 16},
             sampling={"max_tokens": 16},
+            limits={"warn_before": "31s"},
         )
 
     def submit(self) -> str:

@@ -57,7 +57,7 @@ lint: venv ## ruff, mypy, import-linter and shellcheck
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck .ci/run benchmarks/gpu.sh
+	$(BIN)/shellcheck .ci/run benchmarks/gpu.sh tests/standins/trtllm_launch/*/*
 
 test: lint local ## lint, then all tests but those that need a GPU
 	@# Side by side: the cluster's tests mostly wait for Slurm.

@@ -1,4 +1,4 @@
-"""As ``tensorrt_llm/_utils.py`` @7b437aaa: MPI starts with the import of the package.
+"""As ``tensorrt_llm/_utils.py``, less most of it: MPI starts with the import of the package.
 
 Without mpi4py there is a world of one rank, which is enough for a worker in the same process.
 """

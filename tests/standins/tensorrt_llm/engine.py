@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,74 +41,89 @@ class Engine:
         self._answers = self._iteration = 0
 
     def stages(self) -> Iterator[str]:
-        """Each stage of the start as it has been logged, by the name that it fails under."""
-        logs = {"Model": self._log_model, "KV cache": self._log_kv_cache}
-        for stage in STAGES:
+        """Each stage of the start as it is logged, by the name that it fails under.
+
+        As a log of 1.1.0rc3 on a DGX Spark has it: a small pool first, of which a warning may say
+        that it cuts max_seq_len, and the real one when it has been estimated.
+        """
+        logs = dict(zip(STAGES, self._logs(), strict=True))
+        for stage, log in logs.items():
             time.sleep(self._start.how.get("stage_s", 0))
-            if stage in logs:
-                logs[stage]()
+            log()
             yield stage
-        self._log_warm_up()
+        self._log_warm_up(self._max_seq_len)
+
+    def _logs(self) -> list[Callable[[], object]]:
+        small = (self._start.max_num_tokens // BLOCK + 1) * BLOCK
+        return [
+            self._log_model,
+            lambda: logger.info("Using Sampler: TorchSampler"),
+            lambda: self._log_pool(small, small, "0.56"),
+            lambda: None,
+            lambda: self._log_warm_up(min(small, self._max_seq_len)),
+            self._log_kv_cache,
+            lambda: None,
+        ]
 
     def _log_model(self) -> None:
         # ``_torch/models/checkpoints/hf/weight_loader.py``
         logger.info("Prefetching 0.27GB checkpoint files.")
         write("\rLoading safetensors weights in parallel: 100%|##########| 1/1 [00:00<00:00]\n")
+        write("\rLoading weights: 100%|##########| 81/81 [00:00<00:00]\n")
+        write("Model init total -- 0.01s\n")
 
     def _log_kv_cache(self) -> None:
-        """``_torch/pyexecutor/_util.py`` and the C++ kvCacheManager."""
-        start, usage = self._start, "in memory usage profiling"
-        for where in ("inside", "outside"):
-            logger.info(
-                f"Memory used after loading model weights ({where} torch) {usage}: 15.08 GiB"
-            )
-        logger.info(
-            f"Memory dynamically allocated during inference (inside torch) {usage}: 1.20 GiB"
-        )
-        logger.info(f"Memory used outside torch (e.g., NCCL and CUDA graphs) {usage}: 0.90 GiB")
-        logger.info(
+        """``_torch/pyexecutor/_util.py``."""
+        usage = "in memory usage profiling"
+        peak = (
             "Peak memory during memory usage profiling (torch + non-torch): 17.18 GiB, available "
             "KV cache memory when calculating max tokens: 55.74 GiB, fraction is set "
-            f"{start.kv_fraction}, kv size is 131072. device total memory 79.11 GiB, , tmp kv_mem "
-            "0.56 GiB"
+            f"{self._start.kv_fraction}, kv size is 131072. device total memory 79.11 GiB, , tmp "
+            "kv_mem 0.56 GiB"
         )
-        logger.info("Estimated max memory in KV cache : 55.74 GiB")
-        if start.kv_max_tokens is not None:
+        for text in (
+            f"Memory used after loading model weights (inside torch) {usage}: 15.08 GiB",
+            f"Memory used after loading model weights (outside torch) {usage}: 0.93 GiB",
+            f"Memory dynamically allocated during inference (inside torch) {usage}: 1.20 GiB",
+            f"Memory used outside torch (e.g., NCCL and CUDA graphs) {usage}: 0.90 GiB",
+            peak,
+            "Estimated max memory in KV cache : 55.74 GiB",
+        ):
+            logger.info(text)
+        self._max_seq_len = self._log_pool(self._room, self._room // BLOCK * BLOCK, "55.74")
+
+    def _log_pool(self, most: int, tokens: int, gib: str) -> int:
+        """``_torch/pyexecutor/resource_manager.py``; the length that ``tokens`` allow."""
+        logger.warning(
+            "Both free_gpu_memory_fraction and max_tokens are set (to "
+            f"{self._start.kv_fraction} and {most}, respectively). The smaller value will be used."
+        )
+        whole = self._max_seq_len
+        if tokens < whole:
             logger.warning(
-                "Both free_gpu_memory_fraction and max_tokens are set (to "
-                f"{start.kv_fraction} and {start.kv_max_tokens}, respectively). The smaller value "
-                "will be used."
+                f"Attention window size {whole} exceeds upper bound {tokens} for available blocks. "
+                f"Reducing to {tokens}."
             )
-        blocks = self._room // BLOCK
-        if blocks * BLOCK < self._max_seq_len:
-            self._cut(blocks * BLOCK)
-        per_sequence = -(-self._max_seq_len // BLOCK)
+            logger.warning(f"Adjusted max_attention_window_vec to [{tokens}]")
+            logger.warning(f"Adjusted window size {whole} to {tokens} in blocks_per_window")
+            logger.warning(f"Adjusted max_seq_len to {tokens}")
+        length = min(tokens, whole)
         logger.cpp(
             "INFO",
-            f"Max KV cache blocks per sequence: {per_sequence} [window size={self._max_seq_len}], "
-            f"tokens per block={BLOCK}, primary blocks={blocks}, secondary blocks=0, max sequence "
-            f"length={self._max_seq_len}",
+            f"Max KV cache blocks per sequence: {-(-length // BLOCK)} [window size={length}], "
+            f"tokens per block={BLOCK}, primary blocks={tokens // BLOCK}, secondary blocks=0, max "
+            f"sequence length={length}",
         )
         logger.cpp(
             "INFO",
-            "[MemUsageChange] Allocated 55.74 GiB for max tokens in paged KV cache "
-            f"({blocks * BLOCK}).",
+            f"[MemUsageChange] Allocated {gib} GiB for max tokens in paged KV cache ({tokens}).",
         )
+        return length
 
-    def _cut(self, length: int) -> None:
-        logger.cpp(
-            "WARNING",
-            f"Attention window size {self._max_seq_len} exceeds upper bound {length} for available "
-            f"blocks. Reducing to {length}.",
-        )
-        logger.warning(f"Adjusted max_attention_window_vec to [{length}]")
-        logger.warning(f"Adjusted max_seq_len to {length}")
-        self._max_seq_len = length
-
-    def _log_warm_up(self) -> None:
+    def _log_warm_up(self, length: int) -> None:
         start = self._start
         logger.info(
-            f"max_seq_len={self._max_seq_len}, max_num_requests={start.max_batch_size}, "
+            f"max_seq_len={length}, max_num_requests={start.max_batch_size}, "
             f"max_num_tokens={start.max_num_tokens}, max_batch_size={start.max_batch_size}"
         )
         logger.info("[Autotuner] Autotuning process starts ...")
@@ -171,13 +186,20 @@ class Engine:
             outbox.put(Response(message, [CompletionOutput(0, finish_reason="cancelled")]))
 
     def _refusal(self, request: Request) -> str | None:
-        """``executor/base_worker.py`` @000bd1a6, _deduce_max_tokens, of 1.2.1."""
+        """``executor/base_worker.py`` @000bd1a6, _deduce_max_tokens, in the words of 1.2.1."""
         length = len(request.prompt_token_ids)
         if (room := self._max_seq_len - length) <= 0:
             return (
                 f"`default_max_tokens` ({room}) must be greater than 0, `default_max_tokens` "
                 f"({room}) = max_seq_len ({self._max_seq_len}) - `splited_prompt_len` ({length}) "
                 "- `query_token_len` (0)"
+            )
+        if (most := request.params.max_tokens) <= 0:
+            return f"`max_tokens` ({most}) must be greater than 0"
+        if most > room:
+            logger.warning(
+                f"User-specified `max_tokens` ({most}) is greater than deduced "
+                f"`default_max_tokens` ({room}), using default_max_tokens instead."
             )
         return None
 
@@ -224,13 +246,27 @@ class Engine:
         self._iteration += 1
         if self._start.stats:
             outbox.put(Stats(json.dumps(self._stats())))
-        if (text := self.faults.dies(self._answers)) is not None:
+        if (text := self.faults.breaks("forward", self._answers)) is not None:
+            self._break(text, outbox)
+        if (text := self.faults.breaks("die", self._answers)) is not None:
             logger.error(f"Error in event loop: {text}")
             outbox.put(Fatal(f"Remote MPI worker died: RuntimeError: {text}"))
             self.faults.hang()
 
+    def _break(self, text: str, outbox: Any) -> None:
+        """A pass that fails takes what is active with it (``_torch/pyexecutor/py_executor.py``).
+
+        So it is with _forward_step and _handle_errors; afterwards its thread dies of having no
+        samples, and nobody is told.
+        """
+        logger.error(f"Encountered an error in forward function: {text}")
+        for request, _ in self._active.values():
+            outbox.put(Response(request.id, [], text))
+        write("AssertionError: Sampling failed\n")
+        self.faults.hang()
+
     def _stats(self) -> dict[str, Any]:
-        """Keys of ``cpp/tensorrt_llm/executor/jsonSerialization.cpp``."""
+        """Keys of ``cpp/tensorrt_llm/executor/jsonSerialization.cpp`` @092229bb."""
         blocks = self._room // BLOCK
         used = sum(-(-len(r.prompt_token_ids) // BLOCK) for r, _ in self._active.values())
         return {

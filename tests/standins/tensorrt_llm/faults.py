@@ -65,9 +65,9 @@ class Faults:
         elif self._what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def dies(self, answers: int) -> str | None:
-        """The text of the engine's death, when it is to die after so many answers."""
-        due = self._what == "die" and isinstance(self._when, int) and answers >= self._when
+    def breaks(self, what: str, answers: int) -> str | None:
+        """The text of what ends the engine, if ``what`` is to do so after so many answers."""
+        due = self._what == what and isinstance(self._when, int) and answers >= self._when
         return self._text if due else None
 
     def hang(self) -> None:

@@ -1,5 +1,6 @@
 """As ``tensorrt_llm/logger.py`` @14e801da: lines of levels below TLLM_LOG_LEVEL are not written.
 
+The rank in a line is that of logs of 1.2 and later, as NVIDIA/srt-slurm parses them.
 Whole lines at a time, as many processes share a log.
 """
 

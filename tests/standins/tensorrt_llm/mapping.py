@@ -1,4 +1,4 @@
-"""As ``tensorrt_llm/mapping.py`` @05ebebb2: who a rank is, from its number alone."""
+"""As ``tensorrt_llm/mapping.py`` @b35ac1b6: who a rank is, from its number alone."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Mapping:
             moe_ep_size = tp_size // moe_tp_size
         if moe_tp_size * moe_ep_size != tp_size:
             raise ValueError(
-                "tp_size must equal to moe_tp_size * moe_ep_size * moe_cluster_size, but got "
-                f"{tp_size} != {moe_tp_size} * {moe_ep_size} * 1"
+                "moe_tp_size * moe_ep_size * moe_cluster_size must equal to moe_world_size, but "
+                f"got {moe_tp_size * moe_ep_size} != {tp_size}"
             )
         if not 0 <= rank < world_size and not enable_attention_dp:
             raise ValueError(

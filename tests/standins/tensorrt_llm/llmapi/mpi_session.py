@@ -93,6 +93,9 @@ class MpiCommSession(MpiSession):
         self._threads = ThreadPoolExecutor(max_workers=2)
         self._executor = MPICommExecutor(comm)
         self._pool = self._executor.__enter__()
+        # mpi4py splits the world in a thread, and a barrier of it meanwhile breaks both; the real
+        # proxy needs far longer for its imports than the ranks for this.
+        self._pool.bootup(wait=True)
 
     def submit(self, task: Callable[..., Any], *args: Any) -> list[Future[Any]]:
         others = [self._pool.submit(task, *args) for _ in range(self._n_workers - 1)]

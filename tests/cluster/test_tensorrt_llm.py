@@ -185,6 +185,18 @@ def test_a_killed_rank_is_left_out_and_the_job_goes_on(launch: str, replica: Mak
     used.user.cli.ask("cancel", used.user.run)
 
 
+@pytest.mark.parametrize("launch", ["srun-pmix", "openmpi4"])
+def test_a_world_that_is_aborted_has_died(launch: str, replica: MakeReplica) -> None:
+    """All processes are killed, under srun before any of them can leave a word."""
+    used = replica(launch, MANY, **SLOW, fault={"what": "abort", "when": 64, "rank": 1})
+    job = used.submit()
+    [problem] = used.outcome(job, 0, "died")["problems"]
+    assert problem["code"] in {"run.died", "engine.died"}
+    poll(lambda: used.user.shown(job, "JobState") == "PENDING", "the requeue")
+    assert used.user.published()
+    used.user.cli.ask("cancel", used.user.run)
+
+
 def test_a_killed_runner_takes_its_world_with_it(replica: MakeReplica) -> None:
     used = replica(rows=MANY, **SLOW)
     job = used.submit()

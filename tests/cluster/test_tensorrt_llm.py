@@ -245,6 +245,26 @@ def test_a_leader_that_does_not_stop_holds_nobody_up(replica: MakeReplica) -> No
     used.until_nothing_is_left(job, used.hosts(job))
 
 
+def test_replicas_of_two_ranks_share_a_node(user: User) -> None:
+    own = user.with_environment(PYTHONPATH=python_path())
+    job = own.submit(
+        own.job(
+            rows=MANY,
+            engine="tensorrt-llm",
+            model=str(write_checkpoint(user.folder / "model", latency_s=0.02)),
+            parallelism={"tp": 2},
+            replicas=2,
+            resources={"partition": "gpu", "time": "10m", "gpus_per_node": 4},
+            engine_options={"max_batch_size": 16},
+            sampling={"max_tokens": 16},
+        )
+    )
+    own.until_file("DONE")
+    assert own.texts() == [str(n) for n in range(MANY)]
+    assert own.ended(job)[0] == "COMPLETED"
+    assert {path.suffix for path in (own.run / "jobs").glob(f"{job}.0.s?.*")} == {".done"}
+
+
 def test_one_rank_has_no_world_at_all(user: User) -> None:
     own = user.with_environment(PYTHONPATH=python_path())
     model = str(write_checkpoint(user.folder / "model"))

@@ -66,8 +66,7 @@ def submit(prepared: Prepared) -> Submission:
     ------
     PlanError
         ``rundir.other-run`` when the directory belongs to another run, with what differs;
-        ``rundir.not-empty`` when it holds anything else; ``engine.unavailable``;
-        ``model.not-cached``.
+        ``rundir.not-empty`` when it holds anything else; ``model.not-cached``.
     SchedulerError
         The scheduler refused. The written directory is kept; submitting again goes on.
     """

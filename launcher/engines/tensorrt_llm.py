@@ -7,7 +7,6 @@ A replica of one rank computes in this process. One of several has its ranks und
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -369,7 +368,7 @@ def _end_within(seconds: float) -> None:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # a full disk
+    with suppress(OSError):  # a full disk
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 

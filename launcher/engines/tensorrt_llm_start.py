@@ -19,7 +19,7 @@ from typing import Any
 from launcher.engines.base import EngineSetup
 from launcher.engines.overheard import Overheard
 from launcher.engines.tensorrt_llm_causes import cause
-from launcher.engines.tensorrt_llm_marks import figure, plain
+from launcher.engines.tensorrt_llm_marks import PHASES, figure, phase_after, plain
 from launcher.engines.wording import condensed, said
 from launcher.errors import Problem, RunError
 from launcher.plan.trtllm_options import OWNED, complaints
@@ -42,6 +42,12 @@ _OF_A_LEADER = (
 )
 # What llm.py logs before it raises anything that is wrong with the arguments.
 _REFUSED = "Failed to parse the arguments for the LLM constructor"
+_ARGS = "tensorrt_llm.llmapi.llm_args"
+# Arguments that are one of several classes, and what these have in common.
+_MADE = {
+    "speculative_config": "DecodingBaseConfig",
+    "sparse_attention_config": "BaseSparseAttentionConfig",
+}
 _INSTALL = "install tensorrt_llm there, or set runtime.image, runtime.venv or runtime.modules"
 
 
@@ -98,7 +104,7 @@ def start(setup: EngineSetup, overheard: Overheard) -> Started:
     library = _import("tensorrt_llm")
     version = str(library.__version__)
     _check_names(arguments, version)
-    given = {**arguments, **_for_this_version()}
+    given = _for_this_version(arguments)
     try:
         llm = library.LLM(**given)
     except Exception as exc:
@@ -150,21 +156,37 @@ def _prepare_environment(ranks: int) -> None:
 
 
 def _check_names(arguments: Mapping[str, Any], version: str) -> None:
-    fields = _import("tensorrt_llm.llmapi.llm_args").TorchLlmArgs.model_fields
+    fields = _import(_ARGS).TorchLlmArgs.model_fields
     chosen = {name: value for name, value in arguments.items() if name not in OWNED}
     found = complaints(chosen, fields, f"TensorRT-LLM {version}")
     if found:
         raise RunError(Problem("engine.options", c.message, hint=c.hint) for c in found)
 
 
-def _for_this_version() -> dict[str, Any]:
-    """What one version needs and others do not know.
+def _for_this_version(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """``arguments`` with what one version needs and others do not know.
 
     The sampler that 1.0 takes by itself knows one strategy for all requests (llm_args.py,
     ``enable_mixed_sampler``); the other one has all of them, and takes each request's seed.
+
+    Up to 1.2 a constructor takes some configurations as objects only, which the loader of YAML
+    files for ``trtllm-serve`` makes by ``from_dict``.
     """
-    fields = _import("tensorrt_llm.llmapi.llm_args").TorchLlmArgs.model_fields
-    return {"enable_trtllm_sampler": True} if "enable_trtllm_sampler" in fields else {}
+    library = _import(_ARGS)
+    found = dict(arguments)
+    samplers = {"enable_trtllm_sampler", "enable_mixed_sampler"}
+    if samplers <= library.TorchLlmArgs.model_fields.keys() and not samplers & found.keys():
+        found["enable_trtllm_sampler"] = True
+    for name, base in _MADE.items():
+        make = getattr(getattr(library, base, None), "from_dict", None)
+        if make is not None and isinstance(found.get(name), dict):
+            try:
+                found[name] = make(found[name])
+            except Exception as exc:
+                message = f"TensorRT-LLM refuses {name}: {condensed(exc)}"
+                hint = "correct engine_options in the job file"
+                raise RunError(Problem("engine.options", message, hint=hint)) from exc
+    return found
 
 
 def _failure(lines: Sequence[str], exc: Exception, version: str) -> Problem:
@@ -195,8 +217,9 @@ def _started(
     config: Mapping[str, Any],
     lines: Sequence[str],
 ) -> Started:
-    figures = dict(filter(None, (figure(plain(line)) for line in lines)))  # the last of each
-    lengths = (arguments.get("max_seq_len") or config.get("max_position_embeddings"),)
+    figures = _figures(lines)
+    wanted = arguments.get("max_seq_len") or config.get("max_position_embeddings")
+    lengths = [n for n in (wanted, figures.get("max_seq_len")) if n is not None]
     own = getattr(llm, "tokenizer", None)
     # Requests are spread over the ranks of a TP group whose attention is not cut.
     groups = arguments["tensor_parallel_size"] if arguments.get("enable_attention_dp") else 1
@@ -206,13 +229,23 @@ def _started(
         tokenizer=getattr(own, "tokenizer", own),
         params=_params(library.SamplingParams, own, config),
         refused=_request_error(),
-        max_seq_len=min(
-            (n for n in (*lengths, figures.get("max_seq_len")) if n is not None), default=None
-        ),
+        max_seq_len=min(lengths, default=None),
         max_batch_size=arguments["max_batch_size"] * groups,
         vocabulary=config.get("vocab_size"),
         kv_tokens=figures.get("kv_tokens"),
     )
+
+
+def _figures(lines: Iterable[str]) -> dict[str, int]:
+    """What the log says of the real KV cache, not of the small one that is tried before it."""
+    phase, found = PHASES[0], dict[str, int]()
+    for text in map(plain, lines):
+        before, phase = phase, phase_after(phase, text)
+        if phase == "kv" != before:
+            found.clear()
+        if told := figure(text):
+            found[told[0]] = told[1]
+    return found
 
 
 def _params(make: Callable[..., Any], tokenizer: Any, config: Mapping[str, Any]) -> Any:

@@ -56,6 +56,8 @@ class EngineKeeper:
         """Start the engine; raises what it raises."""
         started_s = time.monotonic()
         self.capabilities = await self.engine.start()
+        if not self.capabilities.replaceable:
+            self._left = 0
         took_s = time.monotonic() - started_s
         window, version = self.capabilities.max_in_flight, self.capabilities.version
         of = f" (version {version})" if version else ""
@@ -64,8 +66,7 @@ class EngineKeeper:
 
     def mends(self, died: RunError) -> bool:
         """Whether another engine may be started after ``died``."""
-        left = self._left if self.capabilities.replaceable else 0
-        return left > 0 and all(p.code == "engine.died" for p in died.problems)
+        return self._left > 0 and all(p.code == "engine.died" for p in died.problems)
 
     async def replace(self, died: RunError, *, progress: bool) -> None:
         """Start another engine in the place of a closed one.

@@ -24,14 +24,14 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "tensorrt-llm"])
 def test_the_prompts_of_a_checkpoint_with_a_fast_tokenizer_are_encoded_apart(
     checkpoint: Path, engine: str
 ) -> None:
     assert apart(engine, checkpoint, dtype="float32", max_model_len=64)
 
 
-@pytest.mark.parametrize("engine", ["transformers", "vllm", "echo"])
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "tensorrt-llm", "echo"])
 def test_without_a_fast_tokenizer_they_are_not(tmp_path: Path, engine: str) -> None:
     assert not apart(engine, tmp_path)
     assert not apart(engine, None)
@@ -76,3 +76,22 @@ def test_a_variable_that_gives_vllm_another_tokenizer_leaves_it_to_vllm(
     assert not apart("vllm", checkpoint)
     monkeypatch.setenv("VLLM_USE_FASTOKENS", "0")
     assert apart("vllm", checkpoint)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "custom_tokenizer",
+        "lora_config",
+        "revision",
+        "skip_tokenizer_init",
+        "tokenizer",
+        "tokenizer_mode",
+        "tokenizer_revision",
+        "trust_remote_code",
+    ],
+)
+def test_options_that_may_give_tensorrt_llm_another_tokenizer_leave_it_to_tensorrt_llm(
+    checkpoint: Path, option: str
+) -> None:
+    assert not apart("tensorrt-llm", checkpoint, **{option: "x"})

@@ -416,9 +416,9 @@ def died(reason: str) -> RunError:
     return RunError(Problem("engine.died", reason))
 
 
-def keeper(restarts: int) -> EngineKeeper:
+def keeper(restarts: int, *, replaceable: bool = True) -> EngineKeeper:
     async def start() -> Capabilities:
-        return Capabilities(max_in_flight=1, chat_template=False)
+        return Capabilities(max_in_flight=1, chat_template=False, replaceable=replaceable)
 
     engine: Any = SimpleNamespace(start=start)
     return EngineKeeper("told", lambda: engine, restarts=restarts, say=lambda _: None)
@@ -430,6 +430,12 @@ def test_only_a_dead_engine_is_replaced_and_no_more_often_than_allowed() -> None
     for left in (2, 1):
         assert found.mends(died("no more")), left
         asyncio.run(found.replace(died("no more"), progress=True))
+    assert not found.mends(died("no more"))
+
+
+def test_an_engine_that_leaves_its_process_useless_is_not_replaced() -> None:
+    found = keeper(2, replaceable=False)
+    asyncio.run(found.start())
     assert not found.mends(died("no more"))
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 from run_making import make_plan
 from trtllm_standin import STANDINS, write_checkpoint
 
-from launcher.engines import tensorrt_llm
+from launcher.engines import tensorrt_llm, tensorrt_llm_start
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
 from launcher.engines.registry import create
 from launcher.engines.tensorrt_llm import TensorRtLlmEngine
@@ -29,6 +31,7 @@ OTHERS: set[tuple[int, int]] = set()
 OF_LEADERS = ("TLLM_SPAWN_PROXY_PROCESS", "TLLM_SPAWN_PROXY_PROCESS_IPC_ADDR", "tllm_mpi_size")
 OWN = ("TLLM_WORKER_USE_SINGLE_PROCESS", "HF_HUB_OFFLINE", "TRTLLM_NO_USAGE_STATS")
 LOG_LEVEL = "TLLM_LOG_LEVEL"
+ARGS = "tensorrt_llm.llmapi.llm_args"
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +145,23 @@ def test_it_tells_what_it_can(tmp_path: Path) -> None:
         version="1.2.1",
         replaceable=False,
     )
+
+
+def test_a_small_kv_cache_makes_the_longest_sequence_shorter(tmp_path: Path) -> None:
+    given = setup(write_checkpoint(tmp_path, kv_tokens=32))
+    code, message = row_error(given, text("x" * 40))
+    assert code == "prompt_too_long"
+    assert "the model takes 31" in message
+
+
+def test_figures_of_the_small_kv_cache_that_is_tried_first_are_not_the_engines() -> None:
+    lines = [
+        "[TRT-LLM] [W] Adjusted max_seq_len to 8",
+        "[MemUsageChange] Allocated 0.1 GiB for max tokens in paged KV cache (96).",
+        "[TRT-LLM] [I] Estimated max memory in KV cache : 55.74 GiB",
+        "[MemUsageChange] Allocated 55.7 GiB for max tokens in paged KV cache (9000).",
+    ]
+    assert tensorrt_llm_start._figures(lines) == {"kv_tokens": 9000}
 
 
 def test_turns_go_through_the_chat_template(tmp_path: Path) -> None:
@@ -378,6 +398,49 @@ def test_names_are_held_against_the_version_that_is_there(tmp_path: Path) -> Non
     assert code == "engine.options"
     assert "max_batch_sise" in message
     assert hint == "write max_batch_size"
+
+
+def given_to_llm(monkeypatch: pytest.MonkeyPatch, given: EngineSetup) -> dict[str, Any]:
+    """The arguments with which the stand-in's ``LLM`` is made."""
+    seen: dict[str, Any] = {}
+
+    def noting(**arguments: Any) -> Any:
+        seen.update(arguments)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(importlib.import_module("tensorrt_llm"), "LLM", noting)
+    start_problem(given)
+    return seen
+
+
+def test_its_arguments_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = setup(write_checkpoint(tmp_path), max_seq_len=48)
+    assert given.arguments is not None
+    assert given_to_llm(monkeypatch, given) == json.loads(given.arguments.read_text())
+
+
+def test_a_version_that_has_to_be_told_of_a_sampler_is_told_unless_the_job_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = importlib.import_module(ARGS).TorchLlmArgs
+    samplers = dict.fromkeys(("enable_mixed_sampler", "enable_trtllm_sampler"), False)  # as in 1.0
+    monkeypatch.setattr(known, "model_fields", known.model_fields | samplers)
+    model = write_checkpoint(tmp_path)
+    assert given_to_llm(monkeypatch, setup(model))["enable_trtllm_sampler"] is True
+    found = given_to_llm(monkeypatch, setup(model, enable_mixed_sampler=True))
+    assert "enable_trtllm_sampler" not in found
+
+
+def test_a_configuration_of_several_classes_is_made_as_for_its_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = SimpleNamespace(from_dict=lambda config: ("made of", config))
+    monkeypatch.setattr(f"{ARGS}.DecodingBaseConfig", made, raising=False)
+    config = {"decoding_type": "NGram", "max_draft_len": 3}
+    given = setup(write_checkpoint(tmp_path), speculative_config=config)
+    assert given_to_llm(monkeypatch, given)["speculative_config"] == ("made of", config)
 
 
 def test_options_within_options_are_refused_with_its_words(tmp_path: Path) -> None:

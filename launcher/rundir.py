@@ -317,6 +317,13 @@ class RunDir:
         """The file that says how one step ended; the batch script looks for it by name."""
         return self.path / "jobs" / f"{job}.{restart}.s{replica}.{outcome}"
 
+    def world_path(self, job: str, restart: int, replica: int) -> Path:
+        """Where the first rank of a step under MPI says that there is one.
+
+        The batch script looks for it when no rank has left an outcome.
+        """
+        return self.path / "control" / f"{job}.{restart}.s{replica}.world"
+
     def outcomes(self, job: str, restart: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """``(outcome, details)`` of each ended step of one start of a job."""
         for path in sorted((self.path / "jobs").glob(f"{_globbed(job)}.{restart}.s*.*")):

@@ -22,6 +22,7 @@ What ``write_checkpoint(folder, **standin)`` understands:
       it then waits for the others, and only what rank 0 raises during the start comes back
     - ``hang``: it waits for ever
     - ``exit`` and ``kill``: its process is gone
+    - ``abort``: ``MPI_Abort``, as the handlers of SIGABRT and SIGSEGV call it
     - ``forward``, after so many answers: all active requests end in a RequestError with ``text``,
       and nothing that comes later is answered
     - ``die``, after so many answers: the proxy is told that the engine is dead

@@ -337,7 +337,15 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
                 r"Failed to initialize executor on rank \d+: ",  # executor/worker.py, worker_main
             ),
         ),
-        ("engine.died", _LOG_HINT, ("terminate called after throwing an instance of",)),
+        (
+            "engine.died",
+            _LOG_HINT,
+            (
+                "terminate called after throwing an instance of",
+                r"Caught signal \d+ \(",  # openucx/ucx, src/ucs/debug
+                r"\*\*\* Process received signal",  # open-mpi/ompi, opal/util/stacktrace.c
+            ),
+        ),
         ("engine.died", _LOG_HINT, (r"(?<!\S)(?:\w+\.)*[A-Z]\w*(?:Error|Exception): \S",)),
     )
 )

@@ -71,7 +71,15 @@ _FIGURES = (
 _ENDINGS = (
     (0.0, re.compile(r"MPI_ABORT was invoked on rank \d+|MPI_ERRORS_ARE_FATAL")),
     # From 1.3 on, in _torch/pyexecutor/hang_detector.py
-    (0.0, re.compile(r"HangDetector: (?:propagating hard-kill|self-SIGKILL)")),
+    (0.0, re.compile(r"Hang detected after \d+ seconds|HangDetector: (?:propag|self-SIGKILL)")),
+    # A handler of SIGABRT and SIGSEGV calls MPI_Abort (cpp/tensorrt_llm/runtime/utils/mpiUtils.cpp)
+    (
+        0.0,
+        re.compile(
+            r"terminate called after throwing an instance of"
+            r"|\*\*\* Process received signal \*\*\*|Caught signal \d+ \("
+        ),
+    ),
     (
         1.0,
         re.compile(
@@ -81,8 +89,6 @@ _ENDINGS = (
             r"|Executor creation failed due to insufficient GPU memory"
             r"|Executor creation failed with (?:NCCL error|an error which might indicate)"
             r"|Executor loop crashed on this rank; hard-killing all"
-            r"|Hang detected after \d+ seconds"
-            r"|terminate called after throwing an instance of"
             r"|There are not enough slots available in the system"
             r"|All nodes which are allocated for this job are already filled"
             r"|Exception in thread Thread-\d+ \(_manager_spawn\)"

@@ -54,6 +54,7 @@ def render_job(
         "lib": lib,
         "step_words": Raw(words),
         "launcher": plan.launcher,
+        "leads": plan.step.kind == "leader",
         "requeues": plan.attempts if plan.restart == "requeue" else None,
         "chained": plan.restart == "chain",
         "spare_nodes": plan.spare_nodes,

@@ -11,6 +11,9 @@ from launcher.render.quoting import Raw
 
 __all__ = ["step_words"]
 
+# From the end of the first task to that of the last.
+_PARTING_S = 60
+
 Word = str | int | PurePosixPath
 
 
@@ -46,6 +49,8 @@ def _srun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
     # The second field's default is cyclic, which would scatter a TP group over sockets.
     yield "--distribution=block:block"
     yield "--kill-on-bad-exit=1"  # a dead rank leaves the others hanging in a collective
+    if step.kind == "leader":
+        yield f"--wait={_PARTING_S}"  # and one that does not end holds the nodes
     if plan.mpi is not None:
         yield f"--mpi={plan.mpi}"
     if plan.forced_binding:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from launcher.errors import Problem, RunError
 from launcher.plan.types import Launcher, Plan
 from launcher.process import adopt_orphans, descendants, kill
-from launcher.rundir import RunDir
+from launcher.rundir import RunDir, publish
 from launcher.runner.__main__ import EXIT_CODES, failed_or_died, write_outcome
 from launcher.runner.family import Child, Deaf
 from launcher.runner.watch import Fault, Watch, deadlines_s
@@ -178,6 +178,8 @@ class _Family:
         """Be the first rank: the leader, unless it is the only one, and the runner."""
         if not self._rank.several:
             return self._work({}, None)
+        args = self._rank.args
+        publish(self._rank.run.world_path(args.job, args.restart, args.replica), b"")
         with meeting_point(self._rank.plan.step.tasks) as contract:
             leader = self._start("leader", _module("mgmn_leader_node"), self._inside | contract)
             return self._work(contract, leader)
@@ -191,7 +193,7 @@ class _Family:
                 return self._fail(fault)
             if self._is_late():
                 return EXIT_CODES["resumable"]
-            time.sleep(_POLL_S)
+            self._watch.alarm.wait(_POLL_S)
         if worker.code == 0:
             return 0
         if self._told_s is not None:
@@ -215,7 +217,7 @@ class _Family:
                 return self._fail(fault)
             if self._is_late():
                 return self._leave()
-            time.sleep(_POLL_S)
+            self._watch.alarm.wait(_POLL_S)
         return self._after(runner, leader, environ)
 
     def _after(self, runner: Child, leader: Child | None, environ: Mapping[str, str]) -> int:

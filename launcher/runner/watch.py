@@ -88,6 +88,8 @@ class Watch:
         The last line, plain.
     figures
         What `launcher.engines.tensorrt_llm_marks.figure` found, the last of each.
+    alarm
+        Set by a line after which this process may not have another tenth of a second.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Watch:
         self.phase = PHASES[0]
         self.last = ""
         self.figures: dict[str, int] = {}
+        self.alarm = threading.Event()
         self._who, self._several, self._clock = who, several, clock
         self._limits_s = dict(limits_s or {})
         self._began_s = self._phase_s = self._heard_s = clock()
@@ -125,6 +128,8 @@ class Watch:
             if wait_s is not None:
                 ends_s = self._heard_s + wait_s
                 self._ends_s = ends_s if self._ends_s is None else min(ends_s, self._ends_s)
+                if wait_s == 0:
+                    self.alarm.set()
 
     def fault(self) -> Fault | None:
         """Why there is no hope left, as far as lines and the time tell."""

@@ -29,7 +29,7 @@ _SECRET = re.compile(
 # What the job script calls its own variables, and what bash keeps for itself (bash(1), "Shell
 # Variables"). How patient the ranks are with a slow start is for the user to say.
 _SCRIPTS_OWN = re.compile(
-    r"HPC_LLM_(?!PATIENCE$).*|CUDA_VISIBLE_DEVICES|run|plan|job|restart|stat|entry|replicas?"
+    r"HPC_LLM_(?!PATIENCE\Z).*|CUDA_VISIBLE_DEVICES|run|plan|job|restart|stat|entry|replicas?"
     r"|per_allocation|first|end|ended|pids|before|failed|died|resumable|again|signalled|code"
     r"|batch|warned|told|given_up|idle"
     r"|BASHOPTS|BASH_VERSINFO|EUID|IFS|PPID|SHELLOPTS|UID",

@@ -185,6 +185,18 @@ def test_a_killed_rank_is_left_out_and_the_job_goes_on(launch: str, replica: Mak
     used.user.cli.ask("cancel", used.user.run)
 
 
+@pytest.mark.parametrize("launch", ["srun-pmix", "openmpi4"])
+def test_a_world_that_is_aborted_has_died(launch: str, replica: MakeReplica) -> None:
+    """All processes are killed, under srun before any of them can leave a word."""
+    used = replica(launch, MANY, **SLOW, fault={"what": "abort", "when": 64, "rank": 1})
+    job = used.submit()
+    [problem] = used.outcome(job, 0, "died")["problems"]
+    assert problem["code"] in {"run.died", "engine.died"}
+    poll(lambda: used.user.shown(job, "JobState") == "PENDING", "the requeue")
+    assert used.user.published()
+    used.user.cli.ask("cancel", used.user.run)
+
+
 def test_a_killed_runner_takes_its_world_with_it(replica: MakeReplica) -> None:
     used = replica(rows=MANY, **SLOW)
     job = used.submit()
@@ -231,6 +243,26 @@ def test_a_leader_that_does_not_stop_holds_nobody_up(replica: MakeReplica) -> No
     assert used.user.ended(job)[0] == "COMPLETED"
     assert used.outcomes(job) == {"done"}
     used.until_nothing_is_left(job, used.hosts(job))
+
+
+def test_replicas_of_two_ranks_share_a_node(user: User) -> None:
+    own = user.with_environment(PYTHONPATH=python_path())
+    job = own.submit(
+        own.job(
+            rows=MANY,
+            engine="tensorrt-llm",
+            model=str(write_checkpoint(user.folder / "model", latency_s=0.02)),
+            parallelism={"tp": 2},
+            replicas=2,
+            resources={"partition": "gpu", "time": "10m", "gpus_per_node": 4},
+            engine_options={"max_batch_size": 16},
+            sampling={"max_tokens": 16},
+        )
+    )
+    own.until_file("DONE")
+    assert own.texts() == [str(n) for n in range(MANY)]
+    assert own.ended(job)[0] == "COMPLETED"
+    assert {path.suffix for path in (own.run / "jobs").glob(f"{job}.0.s?.*")} == {".done"}
 
 
 def test_one_rank_has_no_world_at_all(user: User) -> None:

@@ -199,6 +199,7 @@ def test_the_outcome_is_the_runners_whatever_the_leader_returns(scene: Scene) ->
     assert code == 0
     assert "leader at work" in said
     assert scene.outcomes() == {}  # the runner writes its own
+    assert scene.run.world_path("7", 0, 0).exists()
     runner, leader = scene.environ("runner"), scene.environ("mgmn_leader_node")
     assert leaked(runner) == []
     # Of the two that wrote it the stop action was the last, and that is no rank either.

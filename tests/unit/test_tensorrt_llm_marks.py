@@ -162,6 +162,8 @@ CAUSES = [
         "terminate called after throwing an instance of 'tensorrt_llm::common::TllmException'",
         "engine.died",
     ),
+    ("[node01:4711:0:4711] Caught signal 11 (Segmentation fault: address not m", "engine.died"),
+    ("[node01:4711] *** Process received signal ***", "engine.died"),
     ("KeyError: 'rope_type'", "engine.died"),
 ]
 
@@ -223,7 +225,9 @@ def test_an_exception_is_a_guess() -> None:
         ("[TRT-LLM] [E] Executor creation failed due to insufficient GPU memory.", 1.0),
         ("[TRT-LLM] [E] Executor creation failed with NCCL error: x", 1.0),
         ("Executor loop crashed on this rank; hard-killing all 4 ranks in 10.0s", 1.0),
-        ("[TRT-LLM] [E] Hang detected after 300 seconds.", 1.0),
+        ("[TRT-LLM] [E] Hang detected after 300 seconds.", 0.0),
+        ("terminate called after throwing an instance of 'std::runtime_error'", 0.0),
+        ("[node01:4711] *** Process received signal ***", 0.0),
         ("RuntimeError: rank0 should not have executor", 1.0),
         ("RuntimeError: Executor worker returned error", 10.0),
         # the autotuner tries what may not fit, and goes on

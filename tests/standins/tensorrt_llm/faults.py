@@ -7,6 +7,7 @@ import signal
 import time
 from typing import Any
 
+from ._utils import mpi_comm
 from .logger import logger
 
 OOM = (
@@ -62,6 +63,8 @@ class Faults:
             self.hang()
         elif self._what == "exit":
             os._exit(1)
+        elif self._what == "abort":
+            mpi_comm().Abort(1)
         elif self._what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
 

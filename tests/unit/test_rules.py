@@ -94,6 +94,7 @@ def test_names_that_only_sound_like_secrets_are_allowed(name: str) -> None:
     "name",
     [
         "HPC_LLM_SITE",
+        "HPC_LLM_PATIENCE_X",
         "SLURM_JOB_ID",
         "PMI_RANK",
         "PMIX_RANK",
@@ -105,7 +106,9 @@ def test_the_rank_variables_are_not_the_users_to_set(name: str) -> None:
     assert [p.code for p in job_problems(f"{JOB}env: {{{name}: '0'}}\n")] == ["spec.reserved-env"]
 
 
-@pytest.mark.parametrize("name", ["MY_SLURM_X", "CUDA_VISIBLE_DEVICES_X", "NCCL_DEBUG"])
+@pytest.mark.parametrize(
+    "name", ["MY_SLURM_X", "CUDA_VISIBLE_DEVICES_X", "NCCL_DEBUG", "HPC_LLM_PATIENCE"]
+)
 def test_other_variables_are(name: str) -> None:
     assert job_problems(f"{JOB}env: {{{name}: '0'}}\n") == []
 

@@ -64,6 +64,7 @@ start_step() { # replica
     --cpus-per-task=28 \
     --distribution=block:block \
     --kill-on-bad-exit=1 \
+    --wait=60 \
     --mpi=pmix \
     --label \
     --unbuffered \
@@ -130,6 +131,12 @@ for ((replica = first; replica < end; replica++)); do
     echo "hpc-llm: replica $replica died; see logs/$job.s$replica.log" >&2
   elif [ ! -e "$ended.failed" ] && { [ -e "$ended.resumable" ] || [ "$code" -eq 75 ]; }; then
     resumable=1
+  elif [ ! -e "$ended.failed" ] && [ -e "control/$job.$restart.s$replica.world" ]; then
+    died=1 # all of it was killed before any of it could say why, which is what MPI_Abort does
+    printf '{"replica": %d, "host": "%s", "problems": [{"code": "run.died", "message": "all processes of the step were killed at once", "where": null, "hint": "the first error in the log of the step tells why: MPI_Abort ends a step so", "severity": "error"}]}' \
+      "$replica" "$(</proc/sys/kernel/hostname)" >"$ended.died"
+    : >>control/suspects
+    echo "hpc-llm: replica $replica was killed; see logs/$job.s$replica.log" >&2
   else
     failed=1
     echo "hpc-llm: replica $replica failed (its step returned $code); see logs/$job.s$replica.log" >&2

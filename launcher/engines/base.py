@@ -60,12 +60,17 @@ class Request(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """The answer to one request. ``finish_reason`` is ``stop`` or ``length``."""
+    """The answer to one request. ``finish_reason`` is ``stop`` or ``length``.
+
+    ``logprobs``, where asked for, has one entry for each new token, also for those of which the
+    text shows nothing, in the form of `launcher.engines.logprobs.entry`.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    logprobs: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ by vLLM's default (``vllm/config/model.py``, ``logprobs_mode``).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -103,11 +103,16 @@ def given(
     Raises
     ------
     RowError
-        ``engine_error`` when there are not as many positions as tokens, or one lacks its token.
+        ``engine_error`` when there are fewer positions than tokens, or one lacks its token.
     """
-    positions = positions or ()
-    told = sum(token in each for token, each in zip(tokens, positions, strict=False))
-    if not told == len(positions) == len(tokens):
+    # TensorRT-LLM takes a stop text's tokens away, and leaves what is told of them
+    # (executor/result.py, _handle_sequence).
+    positions = list(positions or ())[: len(tokens)]
+    told = sum(
+        isinstance(each, Mapping) and token in each
+        for token, each in zip(tokens, positions, strict=False)
+    )
+    if told != len(tokens):
         message = f"{library} gave {told} log probabilities for {len(tokens)} tokens"
         raise RowError("engine_error", message)
     return [

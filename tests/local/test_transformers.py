@@ -174,6 +174,64 @@ def test_the_checkpoints_own_sampling_defaults_are_not_used(tiny: Path, batching
     )
 
 
+SCORED = [
+    text("plain", "One two three", max_tokens=6),
+    text("own", "One two three", max_tokens=6, logprobs=0),
+    text("five", "Once upon a time there was", max_tokens=4, logprobs=5),
+    text("drawn", "A, B, C,", max_tokens=5, logprobs=3, temperature=1.5, top_k=9, seed=4),
+]
+
+
+@BOTH
+def test_log_probabilities_are_those_of_the_model_before_temperature_and_cuts(
+    tiny: Path, batching: str
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(tiny, local_files_only=True)
+
+    async def body(engine: Engine) -> list[Completion]:
+        return await asyncio.gather(*map(engine.generate, SCORED))
+
+    plain, *scored = with_engine(tiny, body, batching=batching)
+    assert plain.logprobs is None
+    for row, found in zip(SCORED[1:], scored, strict=True):
+        assert found.logprobs is not None
+        assert len(found.logprobs) == found.completion_tokens
+        ids = tokenizer(row.text)["input_ids"]
+        for each in found.logprobs:  # the tokens of the likeliest, by hand
+            expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            best = expected.topk(row.sampling.logprobs or 0)
+            assert [other["token"] for other in each["top_logprobs"]] == [
+                tokenizer.decode([token]) for token in best.indices.tolist()
+            ]
+            assert [other["logprob"] for other in each["top_logprobs"]] == pytest.approx(
+                best.values.tolist(), abs=1e-4
+            )
+            named = {tokenizer.decode([token]): token for token in range(len(tokenizer))}
+            ids = [*ids, named[each["token"]]]
+            assert each["logprob"] == pytest.approx(float(expected[ids[-1]]), abs=1e-4)
+            assert bytes(each["bytes"]).decode() == each["token"]
+
+
+@BOTH
+def test_the_end_of_an_answer_is_scored_as_its_other_tokens_are(
+    smollm2: Path, batching: str
+) -> None:
+    row = chat("france", "What is the capital of France?", logprobs=2)
+
+    async def body(engine: Engine) -> Completion:
+        return await engine.generate(row)
+
+    found = with_engine(smollm2, body, batching=batching)
+    assert found.logprobs is not None
+    tokens = [each["token"] for each in found.logprobs]
+    assert "".join(tokens) == f"{found.text}<|im_end|>"
+    assert all(each["top_logprobs"][0]["token"] == each["token"] for each in found.logprobs)
+
+
 @pytest.mark.parametrize(
     ("row", "code"),
     [

@@ -203,3 +203,18 @@ def test_an_engine_that_there_is_not_is_refused_by_name() -> None:
     with pytest.raises(RunError, match="ollama") as err:
         create("ollama", setup())
     assert codes(err.value) == ["engine.unavailable"]
+
+
+def test_it_is_sure_of_each_word() -> None:
+    row = request("one two three")
+    plain, some = (
+        answer(row._replace(sampling=Sampling(max_tokens=2, logprobs=count))) for count in (None, 5)
+    )
+    assert plain.logprobs is None
+    word = {"token": "two", "logprob": 0.0, "bytes": [116, 119, 111]}
+    assert some.logprobs is not None
+    assert some.logprobs[0] == {**word, "top_logprobs": [word]}
+    assert "".join(entry["token"] for entry in some.logprobs) == some.text
+    none = answer(row._replace(sampling=Sampling(max_tokens=2, logprobs=0)))
+    assert none.logprobs is not None
+    assert [entry["top_logprobs"] for entry in none.logprobs] == [[], []]

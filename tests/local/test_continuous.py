@@ -130,9 +130,7 @@ def test_rows_that_lose_their_place_in_a_full_cache_draw_on(
     from transformers.generation.continuous_batching.requests import RequestState
 
     rows = [
-        text(
-            str(n), " the" * (6 + 3 * n), max_tokens=16, temperature=1.0, seed=n, logprobs=n % 2
-        )
+        text(str(n), " the" * (6 + 3 * n), max_tokens=16, temperature=1.0, seed=n, logprobs=n % 2)
         for n in range(4)
     ]
     again: list[str] = []

@@ -21,6 +21,7 @@ from local_engines import (
 
 import launcher
 from launcher.engines.base import Capabilities, Completion, Engine, Request
+from launcher.engines.logprobs import speller
 from launcher.engines.registry import create
 from launcher.engines.sampler import Draw, RowSampler
 from launcher.engines.smollm2 import prepare
@@ -191,6 +192,8 @@ def test_log_probabilities_are_those_of_the_model_before_temperature_and_cuts(
 
     tokenizer = AutoTokenizer.from_pretrained(tiny, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(tiny, local_files_only=True)
+    spell = speller(tokenizer)
+    named = {tuple(spell(token)[1] or ()): token for token in range(len(tokenizer))}
 
     async def body(engine: Engine) -> list[Completion]:
         return await asyncio.gather(*map(engine.generate, SCORED))
@@ -201,19 +204,18 @@ def test_log_probabilities_are_those_of_the_model_before_temperature_and_cuts(
         assert found.logprobs is not None
         assert len(found.logprobs) == found.completion_tokens
         ids = tokenizer(row.text)["input_ids"]
-        for each in found.logprobs:  # the tokens of the likeliest, by hand
-            expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        for each in found.logprobs:
+            with torch.inference_mode():
+                expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
             best = expected.topk(row.sampling.logprobs or 0)
-            assert [other["token"] for other in each["top_logprobs"]] == [
-                tokenizer.decode([token]) for token in best.indices.tolist()
-            ]
+            likeliest = [named[tuple(other["bytes"])] for other in each["top_logprobs"]]
+            assert likeliest == best.indices.tolist()
             assert [other["logprob"] for other in each["top_logprobs"]] == pytest.approx(
                 best.values.tolist(), abs=1e-4
             )
-            named = {tokenizer.decode([token]): token for token in range(len(tokenizer))}
-            ids = [*ids, named[each["token"]]]
+            ids = [*ids, named[tuple(each["bytes"])]]
+            assert each["token"] == tokenizer.decode(ids[-1:])
             assert each["logprob"] == pytest.approx(float(expected[ids[-1]]), abs=1e-4)
-            assert bytes(each["bytes"]).decode() == each["token"]
 
 
 @BOTH

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.engines.logprobs import LEAST, by_id, entry, given, speller, spelled
+from launcher.engines.logprobs import LEAST, by_id, entry, given, spelled, speller
 from launcher.errors import RowError
 
 

@@ -310,12 +310,8 @@ def test_a_chat_line_wants_log_probabilities_its_own_way(
     assert PromptBuilder(OWN, sampling).build(row(**chat(**body))).sampling.logprobs == wanted
 
 
-@pytest.mark.parametrize(
-    ("given_", "wanted"), [(None, 7), (False, None), (0, 0), (5, 5), (20, 20)]
-)
-def test_a_completion_line_wants_so_many_log_probabilities(
-    given_: Any, wanted: int | None
-) -> None:
+@pytest.mark.parametrize(("given_", "wanted"), [(None, 7), (False, None), (0, 0), (5, 5), (20, 20)])
+def test_a_completion_line_wants_so_many_log_probabilities(given_: Any, wanted: int | None) -> None:
     sampling = Sampling(max_tokens=9, logprobs=7)
     fields = line("/v1/completions", prompt="Once", logprobs=given_)
     assert PromptBuilder(OWN, sampling).build(row(**fields)).sampling.logprobs == wanted

@@ -193,12 +193,12 @@ def test_an_error_is_an_http_one(code: str, status: int, kind: str) -> None:
 
 TOLD: list[dict[str, Any]] = [
     {
-        "token": "y\"é",
+        "token": 'y"é',
         "logprob": -0.5,
         "bytes": [121, 34, 195, 169],
         "top_logprobs": [
             {"token": "n", "logprob": -0.25, "bytes": [110]},
-            {"token": "y\"é", "logprob": -0.5, "bytes": [121, 34, 195, 169]},
+            {"token": 'y"é', "logprob": -0.5, "bytes": [121, 34, 195, 169]},
         ],
     },
     {
@@ -231,9 +231,9 @@ def test_openai_completions_have_them_in_columns_with_the_chosen_token_among_the
     record = ok_row(HEAD, ANSWER._replace(logprobs=TOLD))
     [choice] = to_openai(record, model="m", chat=False)["response"]["body"]["choices"]
     assert choice["logprobs"] == {
-        "tokens": ["y\"é", "\ufffd"],
+        "tokens": ['y"é', "\ufffd"],
         "token_logprobs": [-0.5, -9999.0],
-        "top_logprobs": [{"n": -0.25, "y\"é": -0.5}, {"n": -0.25, "\ufffd": -9999.0}],
+        "top_logprobs": [{"n": -0.25, 'y"é': -0.5}, {"n": -0.25, "\ufffd": -9999.0}],
         "text_offset": [0, 3],
     }
 

@@ -444,7 +444,8 @@ def _overridden(sampling: Sampling, body: Mapping[str, Any], *, bare: bool) -> S
     if "stop" in changes:
         stop = changes["stop"]
         changes["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
-    changes.update(_logprobs(body, bare=bare))
+    if "logprobs" in body or "top_logprobs" in body:
+        changes.update(_logprobs(body, bare=bare))
     return replace(sampling, **changes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -58,7 +58,7 @@ class Answer(Protocol):
     @property
     def completion_tokens(self) -> int: ...
     @property
-    def logprobs(self) -> Sequence[Mapping[str, Any]] | None: ...
+    def logprobs(self) -> str | None: ...
 
 
 class RowHead(NamedTuple):
@@ -115,7 +115,7 @@ def ok_line(head: RowHead, answer: Answer, *, plan: str) -> bytes:
     cut = f'"truncated_prompt_tokens":{head.truncated},' if head.truncated else ""
     kept = "" if head.kept is None else f',"input":{_PLAIN.encode(head.kept)}'
     if answer.logprobs is not None:
-        kind += f',"logprobs":{{"content":{_PLAIN.encode(answer.logprobs)}}}'
+        kind += f',"logprobs":{{"content":{answer.logprobs}}}'
     return _line(
         f'{{"id":{_quoted(head.id)},"row":[{head.file},{head.offset}],"status":"ok",'
         f'"response":{{"text":{_quoted(answer.text)}{kind}}},'

@@ -62,15 +62,15 @@ class Request(NamedTuple):
 class Completion(NamedTuple):
     """The answer to one request. ``finish_reason`` is ``stop`` or ``length``.
 
-    ``logprobs``, where asked for, has one entry for each new token, also for those of which the
-    text shows nothing, in the form of `launcher.engines.logprobs.entry`.
+    ``logprobs``, where asked for, is a JSON list with one entry for each new token, also for those
+    of which the text shows nothing, as `launcher.engines.logprobs` writes it.
     """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    logprobs: Sequence[Mapping[str, Any]] | None = None
+    logprobs: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
-from launcher.engines.logprobs import Speller, entry, speller
+from launcher.engines.logprobs import Speller, entry, listed, speller
 from launcher.engines.prompting import encode, first_line
 from launcher.engines.sampler import Draw, RowSampler, Scored, score
 from launcher.engines.team import Team, quiet_torch
@@ -110,7 +110,7 @@ class Row:
     prompt: list[int] = field(default_factory=list)
     room: int = 0
     tokens: list[int] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[str] = field(default_factory=list)
 
     def finish(self, completion: Completion) -> None:
         with suppress(InvalidStateError):  # given up at the same moment
@@ -261,7 +261,7 @@ class Model:
             finish_reason=reason,
             prompt_tokens=len(row.prompt),
             completion_tokens=len(row.tokens),
-            logprobs=None if row.request.sampling.logprobs is None else row.logprobs,
+            logprobs=None if row.request.sampling.logprobs is None else listed(row.logprobs),
         )
 
     def _stop_at(self, row: Row) -> int | None:

@@ -11,10 +11,9 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
-from launcher.engines.logprobs import entry, spelled
+from launcher.engines.logprobs import entry, listed, spelled
 from launcher.engines.registry import decode_options
 from launcher.errors import Problem, RowError, RunError
 
@@ -164,11 +163,11 @@ def _prompt(request: Request) -> str:
     return content
 
 
-def _logprobs(words: Sequence[str], count: int | None) -> list[dict[str, Any]] | None:
+def _logprobs(words: Sequence[str], count: int | None) -> str | None:
     if count is None:
         return None
     spell = lambda at: spelled(f" {words[at]}" if at else words[at])  # noqa: E731 - said once
-    return [entry(spell, at, 0.0, [(at, 0.0)][:count]) for at in range(len(words))]
+    return listed(entry(spell, at, 0.0, [(at, 0.0)][:count]) for at in range(len(words)))
 
 
 def _draw(seed: int) -> float:

@@ -6,21 +6,26 @@ by vLLM's default (``vllm/config/model.py``, ``logprobs_mode``).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from launcher.errors import RowError
 
-__all__ = ["LEAST", "Speller", "by_id", "entry", "given", "spelled", "speller"]
+__all__ = ["LEAST", "Speller", "by_id", "entry", "given", "listed", "spelled", "speller"]
 
-Speller = Callable[[int], tuple[str, "list[int] | None"]]
-"""The text of a token id, and its bytes where they are known."""
+Speller = Callable[[int], str]
+"""The text of a token id, and its bytes where they are known: fields of a JSON object."""
 
 LEAST = -9999.0
 """Stands for minus infinity, which JSON does not have, as in OpenAI's API."""
 
+# Written as they come: objects for the likeliest tokens of each would take twice as long, in
+# the thread that also answers for all other rows.
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _KEPT_TOKENS = 2**16
 _PART = "\ufffd"  # what decoders write for bytes that are no whole character
 _BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token of sentencepiece that is one byte
@@ -32,30 +37,34 @@ _REST = (byte for byte in range(256) if byte not in _OWN)
 _BYTE_OF = {chr(byte): byte for byte in _OWN} | {chr(256 + n): byte for n, byte in enumerate(_REST)}
 
 
-def entry(
-    spell: Speller, token: int, logprob: float, top: Iterable[tuple[int, float]]
-) -> dict[str, Any]:
-    """What is said of one new token; ``top`` are the likeliest ones, best first."""
-    return {
-        **_one(spell, token, logprob),
-        "top_logprobs": [_one(spell, other, its) for other, its in top],
-    }
+def entry(spell: Speller, token: int, logprob: float, top: Iterable[tuple[int, float]]) -> str:
+    """What is said of one new token, in JSON; ``top`` are the likeliest ones, best first."""
+    likeliest = ",".join([f"{{{_one(spell, other, its)}}}" for other, its in top])
+    return f'{{{_one(spell, token, logprob)},"top_logprobs":[{likeliest}]}}'
 
 
-def _one(spell: Speller, token: int, logprob: float) -> dict[str, Any]:
-    text, data = spell(token)
+def _one(spell: Speller, token: int, logprob: float) -> str:
     # This way round it is LEAST for NaN too, which JSON has not either.
-    return {"token": text, "logprob": max(LEAST, logprob), "bytes": data}
+    return f'{spell(token)},"logprob":{float(max(LEAST, logprob))!r}'
 
 
-def spelled(text: str) -> tuple[str, list[int] | None]:
-    """A token's text and its bytes, None for those of a token that is part of a character."""
-    return text, None if _PART in text else list(text.encode(errors="replace"))
+def listed(entries: Iterable[str]) -> str:
+    """``entries`` as `Completion` has them."""
+    return f"[{','.join(entries)}]"
 
 
-def by_id(token: int) -> tuple[str, None]:
+def spelled(text: str) -> str:
+    """A token's text and its bytes, null for those of a token that is part of a character."""
+    return _fields(text, None if _PART in text else list(text.encode(errors="replace")))
+
+
+def by_id(token: int) -> str:
     """A token's name where nothing tells its text, as vLLM's server writes it."""
-    return f"token_id:{token}", None
+    return _fields(f"token_id:{token}", None)
+
+
+def _fields(text: str, data: list[int] | None) -> str:
+    return _JSON.encode({"token": text, "bytes": data})[1:-1]
 
 
 def speller(tokenizer: Any) -> Speller:
@@ -63,14 +72,14 @@ def speller(tokenizer: Any) -> Speller:
     pieces = getattr(tokenizer, "convert_ids_to_tokens", None)
 
     @lru_cache(_KEPT_TOKENS)
-    def spell(token: int) -> tuple[str, list[int] | None]:
+    def spell(token: int) -> str:
         text: str = tokenizer.decode([token])
         piece = pieces([token])[0] if pieces else None
         if not isinstance(piece, str):
             return spelled(text)
         if piece.startswith(_SPACE) and not text.startswith(" "):
             return spelled(f" {text}")
-        return (text, _bytes(piece)) if _PART in text else spelled(text)
+        return _fields(text, _bytes(piece)) if _PART in text else spelled(text)
 
     return spell
 
@@ -84,13 +93,13 @@ def _bytes(piece: str) -> list[int] | None:
 
 def _ranked(logprobs: Iterable[tuple[int, float]], count: int) -> list[tuple[int, float]]:
     """The ``count`` likeliest of pairs of a token id and its log probability, best first."""
-    return sorted(logprobs, key=lambda pair: -pair[1])[:count]
+    return sorted(logprobs, key=itemgetter(1), reverse=True)[:count]
 
 
 def given(
     spell: Speller, tokens: Sequence[int], positions: Any, count: int, *, library: str
-) -> list[dict[str, Any]]:
-    """Entries from what vLLM and TensorRT-LLM give.
+) -> str:
+    """The entries, from what vLLM and TensorRT-LLM give.
 
     Parameters
     ----------
@@ -115,12 +124,12 @@ def given(
     if told != len(tokens):
         message = f"{library} gave {told} log probabilities for {len(tokens)} tokens"
         raise RowError("engine_error", message)
-    return [
+    return listed(
         entry(
             spell,
             token,
             each[token].logprob,
-            _ranked(((other, its.logprob) for other, its in each.items()), count),
+            _ranked([(other, its.logprob) for other, its in each.items()], count),
         )
         for token, each in zip(tokens, positions, strict=True)
-    ]
+    )

@@ -310,7 +310,7 @@ class TensorRtLlmEngine:
             logprobs=self._logprobs(answer, request.sampling.logprobs),
         )
 
-    def _logprobs(self, answer: Any, count: int | None) -> list[dict[str, Any]] | None:
+    def _logprobs(self, answer: Any, count: int | None) -> str | None:
         if count is None:
             return None
         return given(self._spell, answer.token_ids, answer.logprobs, count, library="TensorRT-LLM")

@@ -212,7 +212,8 @@ TOLD: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("head", [HEAD, HEAD._replace(bare=True)])
 def test_log_probabilities_are_told_where_they_are_given(head: RowHead) -> None:
-    line = ok_line(head, ANSWER._replace(logprobs=TOLD), plan="0001")
+    told = json.dumps(TOLD, ensure_ascii=False, separators=(",", ":"))
+    line = ok_line(head, ANSWER._replace(logprobs=told), plan="0001")
     record = json.loads(line)
     assert encode(record) == line
     assert record["response"].pop("logprobs") == {"content": TOLD}
@@ -220,7 +221,7 @@ def test_log_probabilities_are_told_where_they_are_given(head: RowHead) -> None:
 
 
 def test_openai_chats_have_them_in_their_own_form() -> None:
-    record = ok_row(HEAD, ANSWER._replace(logprobs=TOLD))
+    record = ok_row(HEAD, ANSWER._replace(logprobs=json.dumps(TOLD)))
     [choice] = to_openai(record, model="m")["response"]["body"]["choices"]
     assert choice["logprobs"] == {"content": TOLD, "refusal": None}
 
@@ -228,7 +229,7 @@ def test_openai_chats_have_them_in_their_own_form() -> None:
 def test_openai_completions_have_them_in_columns_with_the_chosen_token_among_the_likeliest() -> (
     None
 ):
-    record = ok_row(HEAD, ANSWER._replace(logprobs=TOLD))
+    record = ok_row(HEAD, ANSWER._replace(logprobs=json.dumps(TOLD)))
     [choice] = to_openai(record, model="m", chat=False)["response"]["body"]["choices"]
     assert choice["logprobs"] == {
         "tokens": ['y"é', "\ufffd"],
@@ -239,7 +240,7 @@ def test_openai_completions_have_them_in_columns_with_the_chosen_token_among_the
 
 
 def test_an_answer_of_no_tokens_has_no_log_probabilities_of_any() -> None:
-    record = ok_row(HEAD, ANSWER._replace(logprobs=[]))
+    record = ok_row(HEAD, ANSWER._replace(logprobs="[]"))
     [choice] = to_openai(record, model="m", chat=False)["response"]["body"]["choices"]
     assert choice["logprobs"] == {
         "tokens": [],

@@ -53,7 +53,14 @@ _ROWS = (
     _chat("stopped", "What is the capital of France?", stop=(" Paris",)),
     _chat("drawn", "Name a colour and a city.", temperature=0.9, seed=1),
     _chat("twin", "Name a colour and a city.", temperature=0.9, seed=2),
-    _chat("narrow", "Tell a story about a very old bridge.", temperature=1.2, top_k=5, seed=3),
+    _chat(
+        "narrow",
+        "Tell a story about a very old bridge.",
+        temperature=1.2,
+        top_k=5,
+        seed=3,
+        logprobs=2,
+    ),
     _chat("short", "What is the capital of France?", max_tokens=3),
 )
 _ENDLESS = _chat("endless", "Tell a story.", max_tokens=4000)

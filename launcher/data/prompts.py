@@ -48,7 +48,7 @@ _IGNORED = frozenset({"metadata", "model", "prompt_cache_key", "safety_identifie
 _IGNORED |= {"service_tier", "store", "stream_options", "user"}
 # … these are taken over …
 _TAKEN = frozenset({"max_completion_tokens", "max_tokens", "messages", "prompt"})
-_TAKEN |= {"seed", "stop", "temperature", "top_p"}
+_TAKEN |= {"logprobs", "seed", "stop", "temperature", "top_logprobs", "top_p"}
 _KNOWN = _IGNORED | _TAKEN
 # … and these are fine only where they ask for nothing, which clients often write out.
 _NEUTRAL: Mapping[str, Any] = {
@@ -56,7 +56,6 @@ _NEUTRAL: Mapping[str, Any] = {
     "echo": False,
     "frequency_penalty": 0,
     "logit_bias": {},
-    "logprobs": False,
     "n": 1,
     "presence_penalty": 0,
     "response_format": {"type": "text"},
@@ -64,6 +63,7 @@ _NEUTRAL: Mapping[str, Any] = {
     "tool_choice": "none",
     "tools": [],
 }
+_MOST_LOGPROBS = 20
 _SEED_BITS = 63  # engines keep seeds in signed integers of 64 bits
 # Jinja2's Undefined._undefined_message: "'a' is undefined", "'dict object' has no attribute 'a'".
 _MISSING_NAME = re.compile(r"'([^']+)'(?: is undefined)?$")
@@ -132,7 +132,7 @@ class PromptBuilder:
         if self._text is None and not self._turns and body is not None:
             bare = _check_openai(body, fields.get("url"))
             own = _own(body, ("prompt",) if bare else ("messages",))
-            return self._prompt(fields, own, _overridden(sampling, body), bare=bare)
+            return self._prompt(fields, own, _overridden(sampling, body, bare=bare), bare=bare)
         return self._prompt(fields, self._asked(fields), sampling, bare=not self._chat)
 
     def _asked(self, fields: Mapping[str, Any]) -> str | Turns | Tokens:
@@ -392,7 +392,7 @@ def _asks_nothing(key: str, value: Any) -> bool:
     if value is None:
         return True
     neutral = _NEUTRAL.get(key)
-    # 0 == False, but "logprobs": 0 does ask for something.
+    # 1 == True and 0 == False, but not as an answer to the same question.
     same_kind = isinstance(value, bool) == isinstance(neutral, bool)
     return same_kind and value == neutral
 
@@ -431,7 +431,7 @@ _OVERRIDES: Mapping[str, _Override] = {
 }
 
 
-def _overridden(sampling: Sampling, body: Mapping[str, Any]) -> Sampling:
+def _overridden(sampling: Sampling, body: Mapping[str, Any], *, bare: bool) -> Sampling:
     given = {key: body[key] for key in _OVERRIDES if body.get(key) is not None}
     if {"max_tokens", "max_completion_tokens"} <= given.keys():
         raise RowError("unsupported_param", "max_tokens and max_completion_tokens are both given")
@@ -444,4 +444,31 @@ def _overridden(sampling: Sampling, body: Mapping[str, Any]) -> Sampling:
     if "stop" in changes:
         stop = changes["stop"]
         changes["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "logprobs" in body or "top_logprobs" in body:
+        changes.update(_logprobs(body, bare=bare))
     return replace(sampling, **changes)
+
+
+def _logprobs(body: Mapping[str, Any], *, bare: bool) -> dict[str, int | None]:
+    """What the line itself wants: a number in completions, a switch and a number in chats."""
+    wanted, top = body.get("logprobs"), body.get("top_logprobs")
+    if bare:
+        if top is not None:
+            raise RowError("unsupported_param", "top_logprobs is not supported in this body")
+        if wanted is not None and wanted is not False:  # OpenAI itself takes 5 at most
+            return {"logprobs": _count_of_logprobs("logprobs", wanted)}
+        return {} if wanted is None else {"logprobs": None}
+    if wanted is not None and not isinstance(wanted, bool):
+        raise RowError("bad_type", f"logprobs is {wanted!r}, not true or false")
+    count = 0 if top is None else _count_of_logprobs("top_logprobs", top)
+    if count and not wanted:
+        raise RowError("unsupported_param", "top_logprobs needs logprobs to be true")
+    return {} if wanted is None else {"logprobs": count if wanted else None}
+
+
+def _count_of_logprobs(key: str, value: Any) -> int:
+    if not _is_int(value, least=0, most=_MOST_LOGPROBS):
+        message = f"{key} is {value!r}, not a whole number from 0 to {_MOST_LOGPROBS}"
+        raise RowError("bad_type", message)
+    count: int = value
+    return count

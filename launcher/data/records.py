@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple, Protocol
 
 from launcher.data.prompts import asks_for_completion, row_id
@@ -56,6 +57,8 @@ class Answer(Protocol):
     def prompt_tokens(self) -> int: ...
     @property
     def completion_tokens(self) -> int: ...
+    @property
+    def logprobs(self) -> str | None: ...
 
 
 class RowHead(NamedTuple):
@@ -111,6 +114,8 @@ def ok_line(head: RowHead, answer: Answer, *, plan: str) -> bytes:
     kind = f',"object":"{_COMPLETION}"' if head.bare else ""
     cut = f'"truncated_prompt_tokens":{head.truncated},' if head.truncated else ""
     kept = "" if head.kept is None else f',"input":{_PLAIN.encode(head.kept)}'
+    if answer.logprobs is not None:
+        kind += f',"logprobs":{{"content":{answer.logprobs}}}'
     return _line(
         f'{{"id":{_quoted(head.id)},"row":[{head.file},{head.offset}],"status":"ok",'
         f'"response":{{"text":{_quoted(answer.text)}{kind}}},'
@@ -186,11 +191,12 @@ def _completion(
 ) -> dict[str, Any]:
     file, offset = record["row"]
     text = record["response"]["text"]
+    told = record["response"].get("logprobs")
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {
         "index": 0,
         **({"message": message} if chat else {"text": text}),
-        "logprobs": None,
+        "logprobs": None if told is None else (_of_chat if chat else _of_completion)(told),
         "finish_reason": record["finish_reason"],
     }
     return {
@@ -201,6 +207,28 @@ def _completion(
         "choices": [choice],
         "usage": record["usage"],
         **({"system_fingerprint": None} if chat else {}),
+    }
+
+
+def _of_chat(logprobs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"content": logprobs["content"], "refusal": None}
+
+
+def _of_completion(logprobs: Mapping[str, Any]) -> dict[str, Any]:
+    """``logprobs`` in the form of completions; offsets count characters from the answer's begin.
+
+    The likeliest tokens of a place include the one that stands there, as in OpenAI's API.
+    """
+    entries = logprobs["content"]
+    tokens = [entry["token"] for entry in entries]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [entry["logprob"] for entry in entries],
+        "top_logprobs": [
+            {other["token"]: other["logprob"] for other in (*entry["top_logprobs"], entry)}
+            for entry in entries
+        ],
+        "text_offset": list(accumulate(map(len, tokens), initial=0))[: len(tokens)],
     }
 
 

@@ -60,12 +60,17 @@ class Request(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """The answer to one request. ``finish_reason`` is ``stop`` or ``length``."""
+    """The answer to one request. ``finish_reason`` is ``stop`` or ``length``.
+
+    ``logprobs``, where asked for, is a JSON list with one entry for each new token, also for those
+    of which the text shows nothing, as `launcher.engines.logprobs` writes it.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    logprobs: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

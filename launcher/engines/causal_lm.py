@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
+from launcher.engines.logprobs import Speller, entry, listed, speller
 from launcher.engines.prompting import encode, first_line
-from launcher.engines.sampler import Draw, RowSampler
+from launcher.engines.sampler import Draw, RowSampler, Scored, score
 from launcher.engines.team import Team, quiet_torch
 from launcher.errors import Problem, RowError, RunError
 
@@ -109,6 +110,7 @@ class Row:
     prompt: list[int] = field(default_factory=list)
     room: int = 0
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[str] = field(default_factory=list)
 
     def finish(self, completion: Completion) -> None:
         with suppress(InvalidStateError):  # given up at the same moment
@@ -138,6 +140,7 @@ class Model:
     limit: int | None
     max_batch_size: int
     team: Team
+    spell: Speller
 
     @property
     def capabilities(self) -> Capabilities:
@@ -190,7 +193,9 @@ class Model:
         )
         self.team.share(cohort)
         draws = [Draw.of(row.request.sampling, self.device) for row in rows]
-        self._run(cohort, [RowSampler(draws, self.device)], RowEnds(self, rows, count))
+        counts = [row.request.sampling.logprobs for row in rows]
+        sampler = ScoredSampler(RowSampler(draws, self.device), counts)
+        self._run(cohort, [sampler], RowEnds(self, rows, count, sampler))
 
     def follow(self) -> None:
         """Be a later rank: do what the first one does in `generate`, until its `end`."""
@@ -204,7 +209,7 @@ class Model:
         self.team.leave()
 
     def _run(
-        self, cohort: Cohort, samplers: Sequence[RowSampler], ends: Callable[..., Any]
+        self, cohort: Cohort, samplers: Sequence[ScoredSampler], ends: Callable[..., Any]
     ) -> None:
         """Generate for ``cohort``, on every rank alike, until ``ends`` is true for all rows."""
         import torch
@@ -229,9 +234,13 @@ class Model:
             stopping_criteria=StoppingCriteriaList([ends]),
         )
 
-    def extend(self, row: Row, token: int) -> None:
+    def extend(self, row: Row, token: int, scored: Scored | None = None) -> None:
         """Give the row its next token, and its answer if that ends it."""
         row.tokens.append(token)
+        if scored is not None:
+            if scored.token != token:
+                raise RuntimeError(f"token {token} came with the score of {scored.token}")
+            row.logprobs.append(entry(self.spell, *scored))
         completion = self._completion(row)
         if completion is not None:
             row.finish(completion)
@@ -252,6 +261,7 @@ class Model:
             finish_reason=reason,
             prompt_tokens=len(row.prompt),
             completion_tokens=len(row.tokens),
+            logprobs=None if row.request.sampling.logprobs is None else listed(row.logprobs),
         )
 
     def _stop_at(self, row: Row) -> int | None:
@@ -275,6 +285,20 @@ class Model:
         return text
 
 
+class ScoredSampler:
+    """A sampler of a batch that keeps the log probabilities of what it has just drawn."""
+
+    def __init__(self, sampler: RowSampler, counts: Sequence[int | None]) -> None:
+        self._sampler = sampler
+        self._counts = counts
+        self.scored: Sequence[Scored | None] = [None] * len(counts)
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        drawn = self._sampler(input_ids, scores)
+        self.scored = score(scores, drawn, self._counts)
+        return drawn
+
+
 class RowEnds:
     """A stopping criterion that ends each row by its own rules and answers it at once.
 
@@ -283,18 +307,26 @@ class RowEnds:
     (``transformers/generation/utils.py``, ``GenerationMixin._sample``).
     """
 
-    def __init__(self, model: Model, rows: Sequence[Row], count: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        rows: Sequence[Row],
+        count: Callable[[int], None],
+        sampler: ScoredSampler,
+    ) -> None:
         self._model = model
         self._rows = rows
         self._count = count
+        self._sampler = sampler
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002 - the hook's
         import torch
 
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+        tokens, scored = input_ids[:, -1].tolist(), self._sampler.scored
+        for row, token, its in zip(self._rows, tokens, scored, strict=True):
             if not row.answer.done():
                 self._count(1)
-                self._model.extend(row, token)
+                self._model.extend(row, token, its)
         ended = torch.tensor([row.answer.done() for row in self._rows], device=input_ids.device)
         return self._model.team.agree(ended)
 
@@ -398,6 +430,7 @@ def _read(path: str, device: str, options: TransformersOptions, team: Team) -> M
         limit=getattr(module.config.get_text_config(), "max_position_embeddings", None),
         max_batch_size=options.max_batch_size or (_BATCH_ON_CPU if on_cpu else _BATCH_ON_GPU),
         team=team,
+        spell=speller(tokenizer),
     )
 
 

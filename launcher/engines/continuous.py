@@ -14,7 +14,7 @@ import itertools
 import logging
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 from launcher.engines.base import Capabilities, window
 from launcher.engines.causal_lm import Model, Row, TransformersOptions
 from launcher.engines.prompting import first_line
-from launcher.engines.sampler import Draw, RowSampler
+from launcher.engines.sampler import Draw, RowSampler, Scored, score
 from launcher.errors import Problem, RunError
 
 __all__ = ["Continuous", "Draws", "begin"]
@@ -57,14 +57,29 @@ class Draws:
         self._order: list[str] = []
         self._sampler = RowSampler([], device)
         self._drawn: Counter[str] = Counter()
+        # Of rows that want log probabilities: how many a token, and those not fetched yet.
+        self._counts: dict[str, int] = {}
+        self._wanted: list[int | None] = []
+        self._scored: dict[str, deque[Scored]] = {}
 
-    def add(self, name: str, draw: Draw | None) -> None:
+    def add(self, name: str, draw: Draw | None, logprobs: int | None = None) -> None:
         if draw is not None:
             self._draws[name] = draw
+        if logprobs is not None:
+            self._counts[name], self._scored[name] = logprobs, deque()
+
+    def scored(self, name: str) -> Scored | None:
+        """What there is to tell of the row's next token, None for one that wants nothing."""
+        found = self._scored.get(name)
+        if found is not None and not found:
+            raise RuntimeError("a token came that was not drawn here")
+        return found.popleft() if found else None
 
     def drop(self, name: str, tokens: int) -> None:
         """Forget a row that has ended with so many tokens; each has to be a draw."""
         draw, drawn = self._draws.pop(name, None), self._drawn.pop(name, 0)
+        self._counts.pop(name, None)
+        self._scored.pop(name, None)
         if draw is not None and drawn < tokens:
             raise RuntimeError(f"only {drawn} of {tokens} tokens were drawn by the row's seed")
 
@@ -80,6 +95,7 @@ class Draws:
             # A row that was dropped may be in one more step, and then it does not matter how.
             draws = [self._draws.get(name) for name in order]
             self._sampler, self._order = RowSampler(draws, self._device), order
+        self._wanted = [self._counts.get(name) for name in order]
         self._drawn.update(name for name in order if name in self._draws)
         return arg_storage
 
@@ -88,7 +104,11 @@ class Draws:
         # places are filled up at the end (input_outputs.py, get_model_kwargs).
         if len(scores) < len(self._order):
             raise RuntimeError(f"{len(scores)} rows of logits for {len(self._order)} rows")
-        return self._sampler(input_ids, scores)
+        drawn = self._sampler(input_ids, scores)
+        for name, its in zip(self._order, score(scores, drawn, self._wanted), strict=True):
+            if its is not None and (kept := self._scored.get(name)) is not None:
+                kept.append(its)
+        return drawn
 
 
 class Continuous:
@@ -129,7 +149,8 @@ class Continuous:
     def add(self, row: Row) -> None:
         name = next(self._names)
         self._rows[name] = row
-        self._draws.add(name, Draw.of(row.request.sampling, self._model.device))
+        sampling = row.request.sampling
+        self._draws.add(name, Draw.of(sampling, self._model.device), sampling.logprobs)
         added = self._manager.add_request(
             row.prompt,
             request_id=name,
@@ -156,7 +177,7 @@ class Continuous:
         for token in output.generated_tokens[len(row.tokens) :]:
             if not row.answer.done():
                 count(1)
-                self._model.extend(row, token)
+                self._model.extend(row, token, self._draws.scored(output.request_id))
         if row.answer.done():
             self._drop(output.request_id, row, ended=ended)
         elif ended:

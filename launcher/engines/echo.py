@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
+from launcher.engines.logprobs import entry, listed, spelled
 from launcher.engines.registry import decode_options
 from launcher.errors import Problem, RowError, RunError
 
@@ -62,7 +63,8 @@ class EchoOptions:
 class EchoEngine:
     """Answers a request with the last ``max_tokens`` words of its prompt.
 
-    For ``messages`` that is the content of the last one. Without latency and rate an answer
+    For ``messages`` that is the content of the last one. It is sure of each word: log probability
+    0, and no other word is likely. Without latency and rate an answer
     comes without ever giving way to the event loop.
 
     Raises
@@ -96,6 +98,7 @@ class EchoEngine:
             finish_reason="stop" if len(tail) == len(words) else "length",
             prompt_tokens=len(words),
             completion_tokens=len(tail),
+            logprobs=_logprobs(tail, request.sampling.logprobs),
         )
 
     async def abort(self, request_id: str) -> None:
@@ -158,6 +161,13 @@ def _prompt(request: Request) -> str:
     if not isinstance(content, str):
         raise RowError("template_error", f"the last message's content is {content!r}, not text")
     return content
+
+
+def _logprobs(words: Sequence[str], count: int | None) -> str | None:
+    if count is None:
+        return None
+    spell = lambda at: spelled(f" {words[at]}" if at else words[at])  # noqa: E731 - said once
+    return listed(entry(spell, at, 0.0, [(at, 0.0)][:count]) for at in range(len(words)))
 
 
 def _draw(seed: int) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from launcher.plan.types import Sampling
 
-__all__ = ["GREEDY_BELOW", "Draw", "RowSampler"]
+__all__ = ["GREEDY_BELOW", "Draw", "RowSampler", "Scored", "score"]
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by them overflows float32 (vLLM,
@@ -99,3 +99,39 @@ class RowSampler:
         drop = drop | (likely.cumsum(dim=-1) - likely >= self._top_p)
         drop[:, 0] = False
         return torch.zeros_like(drop).scatter(-1, order, drop)
+
+
+class Scored(NamedTuple):
+    """A row's new token, its log probability, and the likeliest tokens with theirs, best first."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+def score(logits: Any, chosen: Any, counts: Sequence[int | None]) -> list[Scored | None]:
+    """Log probabilities of the tokens that come next.
+
+    Parameters
+    ----------
+    logits
+        Of the model, ``(batch, vocabulary)``.
+    chosen
+        What a `RowSampler` has made of them, whose argmax is the new token.
+    counts
+        For each row how many of the likeliest tokens are to be told, or None: nothing is.
+    """
+    found: list[Scored | None] = [None] * len(counts)
+    rows = [row for row, count in enumerate(counts) if count is not None]
+    if not rows:
+        return found
+    own = logits[rows].float().log_softmax(dim=-1)
+    tokens = chosen[rows].argmax(dim=-1, keepdim=True)
+    top = own.topk(max(count or 0 for count in counts), dim=-1)
+    columns = (tokens[:, 0], own.gather(-1, tokens)[:, 0], top.indices, top.values)
+    for row, token, logprob, others, theirs in zip(
+        rows, *(column.tolist() for column in columns), strict=True
+    ):
+        likeliest = zip(others[: counts[row]], theirs, strict=False)
+        found[row] = Scored(token, logprob, list(likeliest))
+    return found

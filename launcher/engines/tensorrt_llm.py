@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
+from launcher.engines.logprobs import Speller, by_id, given, speller
 from launcher.engines.overheard import Overheard
 from launcher.engines.prompting import encode
 from launcher.engines.sampler import GREEDY_BELOW
@@ -121,6 +122,7 @@ class TensorRtLlmEngine:
         self._counted = _Counted()
         self._overheard: Overheard | None = None
         self._started: Started | None = None
+        self._spell: Speller = by_id
         self._gone: Problem | None = _died("the engine was not started")
         self._dying: asyncio.Task[None] | None = None
         self._starting: threading.Thread | None = None
@@ -146,6 +148,7 @@ class TensorRtLlmEngine:
         )
         self._starting.start()
         self._started = found = await asyncio.wrap_future(begun)
+        self._spell = by_id if found.tokenizer is None else speller(found.tokenizer)
         self._gone = None
         return Capabilities(
             max_in_flight=found.max_batch_size,
@@ -304,7 +307,13 @@ class TensorRtLlmEngine:
             finish_reason=reason,
             prompt_tokens=len(prompt),
             completion_tokens=len(answer.token_ids),
+            logprobs=self._logprobs(answer, request.sampling.logprobs),
         )
+
+    def _logprobs(self, answer: Any, count: int | None) -> str | None:
+        if count is None:
+            return None
+        return given(self._spell, answer.token_ids, answer.logprobs, count, library="TensorRT-LLM")
 
     async def _drain(self, engine: Started) -> None:
         """Read the statistics of iterations for as long as they come; without them rows tell."""
@@ -344,7 +353,9 @@ def _drawn(sampling: Sampling) -> dict[str, Any]:
 
     What counts as greedy differs between versions (sampling_params.py); ``top_k`` 1 does in all.
     """
-    common = {"seed": sampling.seed % 2**63, "stop": list(sampling.stop) or None}
+    common: dict[str, Any] = {"seed": sampling.seed % 2**63, "stop": list(sampling.stop) or None}
+    if sampling.logprobs is not None:  # 0 is none at all for the versions before 1.2
+        common["logprobs"] = max(1, sampling.logprobs)
     if sampling.temperature < GREEDY_BELOW:
         return {"top_k": 1, **common}
     return {

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
+from launcher.engines.logprobs import Speller, by_id, given, speller
 from launcher.engines.overheard import Overheard
 from launcher.engines.prompting import encode
 from launcher.engines.sampler import GREEDY_BELOW
@@ -82,6 +83,7 @@ class VllmEngine:
         self._overheard: Overheard | None = None
         self._vllm: Started | None = None
         self._llm: Any = None  # the AsyncLLM of the above
+        self._spell: Speller = by_id
         self._gone: Problem | None = _died("the engine was not started")
         self._dying: asyncio.Task[None] | None = None
         self._starting: threading.Thread | None = None
@@ -105,6 +107,7 @@ class VllmEngine:
         self._starting.start()
         self._vllm = vllm = await asyncio.wrap_future(begun)
         self._llm = vllm.llm
+        self._spell = by_id if vllm.tokenizer is None else speller(vllm.tokenizer)
         self._gone = None
         try:  # asked for by the first request otherwise, which could not be aborted meanwhile
             await vllm.llm.get_supported_tasks()
@@ -238,6 +241,7 @@ class VllmEngine:
                 top_k=sampling.top_k,
                 seed=sampling.seed,
                 stop=list(sampling.stop),
+                logprobs=sampling.logprobs,
                 detokenize=vllm.tokenizer is not None,
             )
             answer = vllm.llm.generate(vllm.tokens_input(prompt), params, request.id)
@@ -264,7 +268,13 @@ class VllmEngine:
             finish_reason="length" if answer.finish_reason == "length" else "stop",
             prompt_tokens=prompt_tokens,
             completion_tokens=len(answer.token_ids),
+            logprobs=self._logprobs(answer, request.sampling.logprobs),
         )
+
+    def _logprobs(self, answer: Any, count: int | None) -> str | None:
+        if count is None:
+            return None
+        return given(self._spell, answer.token_ids, answer.logprobs, count, library="vLLM")
 
     async def _death(self, exc: Exception) -> RunError:
         """The end of the engine, the same for whoever asks."""

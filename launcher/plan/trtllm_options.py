@@ -73,6 +73,7 @@ _MEANT: Mapping[str, str] = {
     "kv_cache_dtype": "write kv_cache_config: {dtype: …}",
     "kv_cache_free_gpu_mem_fraction": "write kv_cache_config: {free_gpu_memory_fraction: …}",
     "kv_cache_free_gpu_memory_fraction": "write kv_cache_config: {free_gpu_memory_fraction: …}",
+    "logprobs": "set sampling.logprobs of the job file",
     "max_length": "write max_seq_len",
     "max_model_len": "write max_seq_len",
     "max_new_tokens": "set sampling.max_tokens of the job file",

@@ -36,7 +36,11 @@ Launcher = Literal["srun", "mpirun", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn for one row. ``temperature`` 0 is greedy, ``top_k`` 0 keeps all."""
+    """How tokens are drawn for one row. ``temperature`` 0 is greedy, ``top_k`` 0 keeps all.
+
+    ``logprobs`` asks for the log probability of each new token and of so many likeliest ones
+    beside it; None asks for none.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -44,6 +48,7 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

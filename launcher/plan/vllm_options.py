@@ -51,6 +51,7 @@ _MEANT: Mapping[str, str] = {
     "free_gpu_memory_fraction": "gpu_memory_utilization",
     "kv_cache_free_gpu_mem_fraction": "gpu_memory_utilization",
     "max_batch_size": "max_num_seqs",
+    "logprobs": "sampling.logprobs of the job file",
     "max_length": "max_model_len",
     "max_new_tokens": "sampling.max_tokens of the job file",
     "max_num_tokens": "max_num_batched_tokens",

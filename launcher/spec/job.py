@@ -78,6 +78,9 @@ class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     seed
         Seed of the run; each row draws from its own seed derived from this one and its place
         in the input, so that a row answered again after a crash gives the same text.
+    logprobs
+        Output rows tell the log probability of each new token, and of so many of the likeliest
+        tokens in its place; 0 tells that of the new token alone.
     """
 
     max_tokens: Positive = 512
@@ -86,6 +89,7 @@ class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     top_k: NonNegative = 0
     seed: NonNegative = 0
     stop: list[Text] = []
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
 class Parallelism(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

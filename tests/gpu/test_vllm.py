@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -160,6 +161,26 @@ def test_a_seed_decides_what_is_drawn(cli: Cli, tmp_path: Path, vllm: str, smoll
     run = render(cli, tmp_path / "drawn", rows, **job)
     texts = [row["response"]["text"] for row in run.complete()]
     assert len(set(texts)) > 1  # equal prompts draw from seeds of their own
+
+
+@pytest.mark.gpu
+def test_log_probabilities_are_those_of_the_model(
+    cli: Cli, tmp_path: Path, vllm: str, smollm2: Path
+) -> None:
+    run = ask(cli, tmp_path / "l", vllm, smollm2, sampling={"max_tokens": 32, "logprobs": 5})
+    rows = run.complete()
+    check_answers(rows)
+    for row in rows[:-1]:
+        told = row["response"]["logprobs"]["content"]
+        assert len(told) == row["usage"]["completion_tokens"]
+        assert "".join(each["token"] for each in told).startswith(row["response"]["text"])
+        for each in told:
+            top = [other["logprob"] for other in each["top_logprobs"]]
+            assert len(top) == 5
+            assert top == sorted(top, reverse=True)
+            assert each["logprob"] == top[0]  # greedy
+            assert 0 < sum(map(math.exp, top)) < 1 + 1e-4
+    assert rows[0]["response"]["logprobs"]["content"][-1]["token"] == "<|im_end|>"
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import signal
@@ -174,7 +175,12 @@ def test_three_ranks_give_the_logits_of_one(cut: Ranks, smollm2: Path) -> None:
 
 def test_three_ranks_give_the_answers_of_one(cut: Ranks, smollm2: Path) -> None:
     one = asyncio.run(team_ranks.converse(create("transformers", team_ranks.alone(smollm2))))
-    three = cut.said[0]
+    three = copy.deepcopy(cut.said[0])
+    told, wanted = (json.loads(each["answers"]["narrow"].pop("logprobs")) for each in (three, one))
+    assert [each["logprob"] for each in told] == pytest.approx(
+        [each["logprob"] for each in wanted], abs=1e-3
+    )
+    assert all(len(each["top_logprobs"]) == 2 for each in told)
     assert three["answers"] == one["answers"]
     answers = three["answers"]
     assert answers["greedy"]["text"] == "The capital of France is Paris."

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from local_engines import (
 
 import launcher
 from launcher.engines.base import Capabilities, Completion, Engine, Request
+from launcher.engines.logprobs import speller
 from launcher.engines.registry import create
 from launcher.engines.sampler import Draw, RowSampler
 from launcher.engines.smollm2 import prepare
@@ -172,6 +174,70 @@ def test_the_checkpoints_own_sampling_defaults_are_not_used(tiny: Path, batching
     assert with_engine(tiny, body, batching=batching).text == tokenizer.decode(
         ids[-6:], skip_special_tokens=True
     )
+
+
+SCORED = [
+    text("plain", "One two three", max_tokens=6),
+    text("own", "One two three", max_tokens=6, logprobs=0),
+    text("five", "Once upon a time there was", max_tokens=4, logprobs=5),
+    text("drawn", "A, B, C,", max_tokens=5, logprobs=3, temperature=1.5, top_k=9, seed=4),
+]
+
+
+def spelling(told: dict[str, Any]) -> str:
+    fields = {"token": told["token"], "bytes": told["bytes"]}
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))[1:-1]
+
+
+@BOTH
+def test_log_probabilities_are_those_of_the_model_before_temperature_and_cuts(
+    tiny: Path, batching: str
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(tiny, local_files_only=True)
+    spell = speller(tokenizer)
+    named = {spell(token): token for token in range(len(tokenizer))}
+
+    async def body(engine: Engine) -> list[Completion]:
+        return await asyncio.gather(*map(engine.generate, SCORED))
+
+    plain, *scored = with_engine(tiny, body, batching=batching)
+    assert plain.logprobs is None
+    for row, found in zip(SCORED[1:], scored, strict=True):
+        told = json.loads(found.logprobs or "")
+        assert len(told) == found.completion_tokens
+        ids = tokenizer(row.text)["input_ids"]
+        for each in told:
+            with torch.inference_mode():
+                expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            best = expected.topk(row.sampling.logprobs or 0)
+            likeliest = [named[spelling(other)] for other in each["top_logprobs"]]
+            assert likeliest == best.indices.tolist()
+            assert [other["logprob"] for other in each["top_logprobs"]] == pytest.approx(
+                best.values.tolist(), abs=1e-4
+            )
+            ids = [*ids, named[spelling(each)]]
+            assert each["token"] == tokenizer.decode(ids[-1:])
+            assert each["logprob"] == pytest.approx(float(expected[ids[-1]]), abs=1e-4)
+
+
+@BOTH
+def test_the_end_of_an_answer_is_scored_as_its_other_tokens_are(
+    smollm2: Path, batching: str
+) -> None:
+    row = chat("france", "What is the capital of France?", logprobs=2)
+
+    async def body(engine: Engine) -> Completion:
+        return await engine.generate(row)
+
+    found = with_engine(smollm2, body, batching=batching)
+    told = json.loads(found.logprobs or "")
+    tokens = [each["token"] for each in told]
+    assert "".join(tokens) == f"{found.text}<|im_end|>"
+    assert all(each["top_logprobs"][0]["token"] == each["token"] for each in told)
 
 
 @pytest.mark.parametrize(

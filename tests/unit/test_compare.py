@@ -31,6 +31,14 @@ def test_a_run_is_itself_and_what_it_is_read_back_as() -> None:
     assert differences(RUN, RunIdentity.from_json(RUN.to_json())) == []
 
 
+def test_other_log_probabilities_are_another_run_and_none_is_what_old_runs_asked_for() -> None:
+    told = replace(RUN, sampling=replace(RUN.sampling, logprobs=0))
+    assert differences(RUN, told) == ["sampling.logprobs: None -> 0"]
+    old = RUN.to_json()
+    del old["sampling"]["logprobs"]
+    assert differences(RunIdentity.from_json(old), RUN) == []
+
+
 def test_a_model_may_move_but_not_change() -> None:
     moved = replace(RUN, model=replace(RUN.model, path="/elsewhere"))
     assert differences(RUN, moved) == []

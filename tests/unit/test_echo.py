@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -203,3 +204,17 @@ def test_an_engine_that_there_is_not_is_refused_by_name() -> None:
     with pytest.raises(RunError, match="ollama") as err:
         create("ollama", setup())
     assert codes(err.value) == ["engine.unavailable"]
+
+
+def test_it_is_sure_of_each_word() -> None:
+    row = request("one two three")
+    plain, some = (
+        answer(row._replace(sampling=Sampling(max_tokens=2, logprobs=count))) for count in (None, 5)
+    )
+    assert plain.logprobs is None
+    word = {"token": "two", "logprob": 0.0, "bytes": [116, 119, 111]}
+    told = json.loads(some.logprobs or "")
+    assert told[0] == {**word, "top_logprobs": [word]}
+    assert "".join(entry["token"] for entry in told) == some.text
+    none = answer(row._replace(sampling=Sampling(max_tokens=2, logprobs=0)))
+    assert [entry["top_logprobs"] for entry in json.loads(none.logprobs or "")] == [[], []]

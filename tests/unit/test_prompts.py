@@ -248,7 +248,8 @@ def test_keys_that_would_change_the_answer_are_refused_by_name(key: str) -> None
     [
         {"n": 2},
         {"stream": True},
-        {"logprobs": 0},
+        {"top_logprobs": 2},
+        {"top_logprobs": 2, "logprobs": False},
         {"max_tokens": 1, "max_completion_tokens": 1},
         {"prompt": "both"},
     ],
@@ -259,7 +260,7 @@ def test_what_cannot_be_done_is_refused(body: dict[str, Any]) -> None:
 
 def test_keys_that_ask_for_nothing_are_fine() -> None:
     body = {"n": 1, "stream": False, "tools": [], "presence_penalty": 0.0, "logit_bias": None}
-    neutral = {"response_format": {"type": "text"}, "logprobs": False}
+    neutral = {"response_format": {"type": "text"}, "logprobs": False, "top_logprobs": 0}
     assert build(OWN, chat(**body, **neutral)).messages == user("hi")
 
 
@@ -278,12 +279,53 @@ def test_keys_that_ask_for_nothing_are_fine() -> None:
         ("seed", 2**63),
         ("stop", [1]),
         ("stop", ""),
+        ("logprobs", 0),
+        ("logprobs", "true"),
+        ("top_logprobs", 21),
+        ("top_logprobs", -1),
+        ("top_logprobs", True),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(key: str, value: Any) -> None:
     error = refused(OWN, chat(**{key: value}))
     assert error.code == "bad_type"
     assert error.message.startswith(f"{key} is {value!r}")
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ({}, 7),
+        ({"logprobs": None, "top_logprobs": 0}, 7),
+        ({"logprobs": False}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": None}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_a_chat_line_wants_log_probabilities_its_own_way(
+    body: dict[str, Any], wanted: int | None
+) -> None:
+    sampling = Sampling(max_tokens=9, logprobs=7)
+    assert PromptBuilder(OWN, sampling).build(row(**chat(**body))).sampling.logprobs == wanted
+
+
+@pytest.mark.parametrize(("given_", "wanted"), [(None, 7), (False, None), (0, 0), (5, 5), (20, 20)])
+def test_a_completion_line_wants_so_many_log_probabilities(given_: Any, wanted: int | None) -> None:
+    sampling = Sampling(max_tokens=9, logprobs=7)
+    fields = line("/v1/completions", prompt="Once", logprobs=given_)
+    assert PromptBuilder(OWN, sampling).build(row(**fields)).sampling.logprobs == wanted
+
+
+@pytest.mark.parametrize("value", [True, -1, 21, 1.0, "5"])
+def test_other_log_probabilities_of_a_completion_line_are_refused(value: Any) -> None:
+    error = refused(OWN, line("/v1/completions", prompt="Once", logprobs=value))
+    assert (error.code, error.message) == (
+        "bad_type",
+        f"logprobs is {value!r}, not a whole number from 0 to 20",
+    )
+    both = refused(OWN, line("/v1/completions", prompt="Once", logprobs=1, top_logprobs=1))
+    assert both.code == "unsupported_param"
 
 
 def test_a_line_for_another_endpoint_misses_its_prompt() -> None:

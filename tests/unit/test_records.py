@@ -191,6 +191,65 @@ def test_an_error_is_an_http_one(code: str, status: int, kind: str) -> None:
     }
 
 
+TOLD: list[dict[str, Any]] = [
+    {
+        "token": 'y"é',
+        "logprob": -0.5,
+        "bytes": [121, 34, 195, 169],
+        "top_logprobs": [
+            {"token": "n", "logprob": -0.25, "bytes": [110]},
+            {"token": 'y"é', "logprob": -0.5, "bytes": [121, 34, 195, 169]},
+        ],
+    },
+    {
+        "token": "\ufffd",
+        "logprob": -9999.0,
+        "bytes": None,
+        "top_logprobs": [{"token": "n", "logprob": -0.25, "bytes": [110]}],
+    },
+]
+
+
+@pytest.mark.parametrize("head", [HEAD, HEAD._replace(bare=True)])
+def test_log_probabilities_are_told_where_they_are_given(head: RowHead) -> None:
+    told = json.dumps(TOLD, ensure_ascii=False, separators=(",", ":"))
+    line = ok_line(head, ANSWER._replace(logprobs=told), plan="0001")
+    record = json.loads(line)
+    assert encode(record) == line
+    assert record["response"].pop("logprobs") == {"content": TOLD}
+    assert encode(record) == ok_line(head, ANSWER, plan="0001")
+
+
+def test_openai_chats_have_them_in_their_own_form() -> None:
+    record = ok_row(HEAD, ANSWER._replace(logprobs=json.dumps(TOLD)))
+    [choice] = to_openai(record, model="m")["response"]["body"]["choices"]
+    assert choice["logprobs"] == {"content": TOLD, "refusal": None}
+
+
+def test_openai_completions_have_them_in_columns_with_the_chosen_token_among_the_likeliest() -> (
+    None
+):
+    record = ok_row(HEAD, ANSWER._replace(logprobs=json.dumps(TOLD)))
+    [choice] = to_openai(record, model="m", chat=False)["response"]["body"]["choices"]
+    assert choice["logprobs"] == {
+        "tokens": ['y"é', "\ufffd"],
+        "token_logprobs": [-0.5, -9999.0],
+        "top_logprobs": [{"n": -0.25, 'y"é': -0.5}, {"n": -0.25, "\ufffd": -9999.0}],
+        "text_offset": [0, 3],
+    }
+
+
+def test_an_answer_of_no_tokens_has_no_log_probabilities_of_any() -> None:
+    record = ok_row(HEAD, ANSWER._replace(logprobs="[]"))
+    [choice] = to_openai(record, model="m", chat=False)["response"]["body"]["choices"]
+    assert choice["logprobs"] == {
+        "tokens": [],
+        "token_logprobs": [],
+        "top_logprobs": [],
+        "text_offset": [],
+    }
+
+
 def test_a_row_without_an_id_is_called_by_its_place() -> None:
     assert to_openai(ok_row(HEAD._replace(id=None)), model="m")["custom_id"] == "2:40"
     assert to_openai(ok_row(HEAD._replace(id="")), model="m")["custom_id"] == ""

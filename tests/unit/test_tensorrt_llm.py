@@ -199,6 +199,33 @@ def test_greedy_is_said_in_the_way_that_every_version_understands(
     assert (params.temperature, params.top_p, params.stop) == (None, None, None)
 
 
+def test_log_probabilities_come_with_the_likeliest_tokens_in_order(tmp_path: Path) -> None:
+    asked = [text("hi", Sampling(max_tokens=2, logprobs=n), key=f"0:{n}") for n in (0, 2)]
+    none, two = answered(setup(write_checkpoint(tmp_path)), *asked)
+    assert json.loads(none.logprobs or "") == [
+        {"token": "h", "logprob": -0.25, "bytes": [104], "top_logprobs": []},
+        {"token": "i", "logprob": -0.25, "bytes": [105], "top_logprobs": []},
+    ]
+    told = json.loads(two.logprobs or "")
+    assert [[o["token"] for o in e["top_logprobs"]] for e in told] == [["h", "i"], ["i", "j"]]
+    (plain,) = answered(setup(write_checkpoint(tmp_path / "plain")), text("hi"))
+    assert plain.logprobs is None
+
+
+def test_those_of_a_stop_text_are_not_told(tmp_path: Path) -> None:
+    sampling = Sampling(max_tokens=48, stop=("lo",), logprobs=1)
+    [found] = answered(setup(write_checkpoint(tmp_path)), text("hello", sampling))
+    told = json.loads(found.logprobs or "")
+    assert "".join(each["token"] for each in told) == found.text == "hel"
+
+
+def test_no_likely_tokens_are_asked_for_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = setup(write_checkpoint(tmp_path))
+    assert asked(monkeypatch, model, Sampling(max_tokens=5, logprobs=0)).logprobs == 1
+
+
 def test_sampling_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = Sampling(
         max_tokens=9, temperature=0.7, top_p=0.9, top_k=40, seed=2**63 + 5, stop=("x",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -117,6 +118,47 @@ def test_a_stop_text_ends_the_answer(tmp_path: Path) -> None:
     request = text("one END two", Sampling(max_tokens=20, stop=(" END",)))
     (answer,) = answered(setup(write_checkpoint(tmp_path)), request)
     assert (answer.text, answer.finish_reason) == ("one", "stop")
+
+
+def told(found: Completion) -> list[tuple[str, float, list[str]]]:
+    return [
+        (each["token"], each["logprob"], [other["token"] for other in each["top_logprobs"]])
+        for each in json.loads(found.logprobs or "")
+    ]
+
+
+def test_log_probabilities_come_with_the_likeliest_tokens_in_order(tmp_path: Path) -> None:
+    model = setup(write_checkpoint(tmp_path))
+    asked = [text("hi", Sampling(max_tokens=9, logprobs=n), key=f"0:{n}") for n in (0, 2, 3)]
+    none, two, three = map(told, answered(model, *asked))
+    assert none == [("h", -1.5, []), ("i", -1.5, [])]
+    assert two == [("h", -1.5, ["i", "j"]), ("i", -1.5, ["j", "k"])]  # the chosen one beside them
+    assert three == [("h", -1.5, ["i", "j", "h"]), ("i", -1.5, ["j", "k", "i"])]
+
+
+def test_a_token_that_is_part_of_a_character_has_no_bytes(tmp_path: Path) -> None:
+    asked = text("é", Sampling(max_tokens=9, logprobs=0))
+    (found,) = answered(setup(write_checkpoint(tmp_path)), asked)
+    assert found.text == "é"
+    told_ = json.loads(found.logprobs or "")
+    assert [(each["token"], each["bytes"]) for each in told_] == [("\ufffd", None)] * 2
+
+
+def test_more_log_probabilities_than_vllm_was_told_to_give_are_refused(tmp_path: Path) -> None:
+    asked = text("hi", Sampling(max_tokens=9, logprobs=5))
+    model = write_checkpoint(tmp_path)
+    code, message = row_error(setup(model, max_logprobs=4), asked)
+    assert code == "request_rejected"
+    assert "Requested sample logprobs of 5, which is greater than max allowed: 4" in message
+
+
+def test_log_probabilities_that_do_not_come_are_the_rows_error(tmp_path: Path) -> None:
+    model = setup(write_checkpoint(tmp_path, no_logprobs=True))
+    code, message = row_error(model, text("hi", Sampling(max_tokens=9, logprobs=5)))
+    assert code == "engine_error"
+    assert message == "vLLM gave 0 log probabilities for 2 tokens"
+    (plain,) = answered(model, text("hi"))
+    assert plain.logprobs is None
 
 
 def test_max_tokens_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:

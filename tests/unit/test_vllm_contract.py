@@ -46,6 +46,7 @@ FIELDS = [
     ("sampling_params.py", "RequestOutputKind"),
     ("usage/usage_lib.py", "UsageContext"),
     ("outputs.py", "CompletionOutput"),
+    ("logprobs.py", "Logprob"),
 ]
 # By what it tells, in the order of the table of causes: where a text stands. A name that ends in
 # `*` is that of several files, as functions have moved.
@@ -78,6 +79,13 @@ READ = [
     ("envs.py", '"VLLM_WORKER_MULTIPROC_METHOD"'),
     ("envs.py", '"VLLM_ENGINE_READY_TIMEOUT_S"'),
     ("tokenizers/protocol.py", "def apply_chat_template("),
+    ("tokenizers/protocol.py", "def decode("),
+    ("tokenizers/protocol.py", "def convert_ids_to_tokens("),
+    ("logprobs.py", "LogprobsOnePosition = dict[int, Logprob]"),
+    ("outputs.py", "logprobs: SampleLogprobs | None"),
+    ("config/model.py", 'logprobs_mode: LogprobsMode = "raw_logprobs'),
+    ("sampling_params.py", "if num_logprobs > max_logprobs:"),
+    ("sampling_params.py", "which is greater than max allowed: {max_logprobs}"),
     ("v1/engine/input_processor.py", '"type" in prompt'),
     ("envs.py", '"VLLM_HOST_IP"'),
     ("utils/network_utils.py", "host_ip = envs.VLLM_HOST_IP"),

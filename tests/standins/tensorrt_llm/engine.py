@@ -233,11 +233,11 @@ class Engine:
         room = self._max_seq_len - len(request.prompt_token_ids)
         output = CompletionOutput(index, token_ids=ids[: min(params.max_tokens, room)])
         output.finish_reason = "length" if len(output.token_ids) < len(ids) else "stop"
-        _stop(output, request)
         if params.logprobs:
             output.logprobs = [_logprobs(i, params.logprobs) for i in output.token_ids]
             chosen = (each[i] for i, each in zip(output.token_ids, output.logprobs, strict=True))
             output.cumulative_logprob = sum(each.logprob for each in chosen)
+        _stop(output, request)  # which leaves the log probabilities as they are
         return output
 
     def _after_step(self, outbox: Any) -> None:

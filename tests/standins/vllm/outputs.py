@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .logprobs import Logprob
+
 
 @dataclass
 class CompletionOutput:
     index: int
     text: str
     token_ids: Sequence[int]
+    logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
 
 

@@ -22,6 +22,7 @@ class SamplingParams:
     seed: int | None = None
     stop: str | list[str] | None = None
     max_tokens: int | None = 16
+    logprobs: int | None = None
     detokenize: bool = True
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 

@@ -39,6 +39,7 @@ class EngineArgs:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     disable_log_stats: bool = False
+    max_logprobs: int = 20
     enforce_eager: bool = False
     hf_overrides: dict[str, Any] = field(default_factory=dict)
     generation_config: str = "auto"
@@ -66,6 +67,7 @@ class EngineArgs:
                 model=self.model,
                 max_model_len=self.max_model_len or limit,
                 skip_tokenizer_init=self.skip_tokenizer_init,
+                max_logprobs=self.max_logprobs,
                 get_vocab_size=lambda: found.get("vocab_size", 512),
             ),
             cache_config=SimpleNamespace(kv_cache_size_tokens=None),

@@ -1,6 +1,7 @@
 """As ``vllm/v1/engine/async_llm.py`` of 0.24.0: what it raises when, over a process that dies.
 
-It answers with the text of its prompt, cut to ``max_tokens`` bytes, each byte a token.
+It answers with the text of its prompt, cut to ``max_tokens`` bytes, each byte a token. As for log
+probabilities, the token that comes is the third likeliest, after the two that follow it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ... import core
+from ...exceptions import VLLMValidationError
+from ...logprobs import Logprob
 from ...outputs import CompletionOutput, RequestOutput
 from ...sampling_params import SamplingParams
 from ...usage.usage_lib import UsageContext
@@ -42,6 +45,10 @@ class Tokenizer:
         if "\ufffe" in text:
             raise TypeError("not a character")
         return [BOS] * add_special_tokens + list(text.encode())
+
+    def decode(self, ids: Sequence[int] | int, skip_special_tokens: bool = False) -> str:
+        given = [ids] if isinstance(ids, int) else ids
+        return bytes(i for i in given if i < BOS).decode(errors="replace")
 
     def apply_chat_template(
         self, messages: list[Any], tools: list[dict[str, Any]] | None = None, **kwargs: Any
@@ -186,6 +193,14 @@ class AsyncLLM:
         assert params.max_tokens is not None
         if length + params.max_tokens > limit:
             raise AssertionError("max_tokens was to be cut")
+        # vllm/sampling_params.py, _validate_logprobs
+        if (wanted := params.logprobs) and wanted > config.max_logprobs:
+            raise VLLMValidationError(
+                f"Requested sample logprobs of {wanted}, "
+                f"which is greater than max allowed: {config.max_logprobs}",
+                parameter="logprobs",
+                value=wanted,
+            )
         if bytes(i for i in prompt["prompt_token_ids"] if i < BOS) == b"refuse":
             raise ValueError("This model does not support generation")
 
@@ -217,10 +232,23 @@ class AsyncLLM:
         if self._answers == self._how.get("die_after"):
             os.write(self._commands, b"die\n")
             return
-        self._put(request_id, ids, text, answer, reason)
+        told = None
+        if params.logprobs is not None and "no_logprobs" not in self._how:
+            told = [_logprobs(token, params.logprobs) for token in answer]
+        self._put(request_id, ids, text, answer, reason, told)
 
-    def _put(self, request_id: str, ids: list[int], text: str, answer: list[int], why: str) -> None:
-        output = CompletionOutput(index=0, text=text, token_ids=answer, finish_reason=why)
+    def _put(
+        self,
+        request_id: str,
+        ids: list[int],
+        text: str,
+        answer: list[int],
+        why: str,
+        logprobs: list[dict[int, Logprob]] | None = None,
+    ) -> None:
+        output = CompletionOutput(
+            index=0, text=text, token_ids=answer, logprobs=logprobs, finish_reason=why
+        )
         if request_id in self._queues:
             self._queues[request_id].put_nowait(RequestOutput(request_id, ids, [output], True))
 
@@ -242,3 +270,14 @@ class AsyncLLM:
             self._core.wait(0.5 if self._how.get("stubborn") else timeout)
         except subprocess.TimeoutExpired:
             self._core.kill()
+
+
+def _logprobs(token: int, count: int) -> dict[int, Logprob]:
+    """``vllm/logprobs.py``, append_logprobs_for_next_position: the chosen one, then the likeliest.
+
+    The chosen one is not there twice, and beside the others if it is none of them.
+    """
+    likeliest = [(token + 1) % BOS, (token + 2) % BOS, token, *range(BOS, BOS + count)][:count]
+    ranks = {other: rank for rank, other in enumerate(likeliest, start=1)}
+    found = {token: 3, **ranks}
+    return {other: Logprob(-0.5 * rank, rank, f"<{other}>") for other, rank in found.items()}

@@ -82,7 +82,9 @@ def python_path(*, mpi: bool = True) -> str:
     return os.pathsep.join([*added, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def write_checkpoint(folder: Path, *, tokenizer: bool = True, **standin: Any) -> Path:
+def write_checkpoint(
+    folder: Path, *, tokenizer: bool = True, experts: int = 0, **standin: Any
+) -> Path:
     """A checkpoint that takes 64 tokens; ``standin`` says how the engine behaves with it."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -97,6 +99,13 @@ def write_checkpoint(folder: Path, *, tokenizer: bool = True, **standin: Any) ->
         "max_position_embeddings": 64,
         "torch_dtype": "bfloat16",
     }
+    if experts:
+        config |= {
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
+            "num_local_experts": experts,
+            "num_experts_per_tok": 2,
+        }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "standin.json").write_text(json.dumps(standin))
     if tokenizer:

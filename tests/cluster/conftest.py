@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +25,11 @@ def cluster() -> Iterator[Cluster]:
 def shared(cluster: Cluster, request: pytest.FixtureRequest) -> Path:
     """A directory of this test that every node sees."""
     name = "".join(c if c.isalnum() else "-" for c in request.node.name)[-60:].strip("-")
-    path = cluster.root / "shared" / f"{name}-{os.getpid()}"
-    path.mkdir(parents=True)
+    above = cluster.root / "shared"
+    above.mkdir(exist_ok=True)
+    # Tests of two modules may have one name.
+    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=above))
+    path.chmod(0o755)
     return path
 
 

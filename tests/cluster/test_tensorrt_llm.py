@@ -245,23 +245,49 @@ def test_a_leader_that_does_not_stop_holds_nobody_up(replica: MakeReplica) -> No
     used.until_nothing_is_left(job, used.hosts(job))
 
 
-def test_replicas_of_two_ranks_share_a_node(user: User) -> None:
+# Replicas, their cut, and how many nodes the ranks of a replica are on.
+LAYOUTS = {
+    "8 x tp1": (8, {}, 1),
+    "4 x tp2": (4, {"tp": 2}, 1),
+    "tp4 ep2": (1, {"tp": 4, "ep": 2}, 1),
+    "tp4 x pp2": (1, {"tp": 4, "pp": 2}, 2),
+    "tp8 x pp4": (1, {"tp": 8, "pp": 4}, 4),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_ranks_are_where_the_cut_wants_them(name: str, user: User) -> None:
+    """The stand-in ends if its world or a rank's place is not what TensorRT-LLM's mapping says."""
+    replicas, cut, nodes = LAYOUTS[name]
+    ranks = cut.get("tp", 1) * cut.get("pp", 1)
     own = user.with_environment(PYTHONPATH=python_path())
+    rows = 400 * replicas
     job = own.submit(
         own.job(
-            rows=MANY,
+            rows=rows,
             engine="tensorrt-llm",
-            model=str(write_checkpoint(user.folder / "model", latency_s=0.02)),
-            parallelism={"tp": 2},
-            replicas=2,
-            resources={"partition": "gpu", "time": "10m", "gpus_per_node": 4},
+            model=str(write_checkpoint(user.folder / "model", experts=8, latency_s=0.1)),
+            parallelism=cut,
+            replicas=replicas,
+            resources={
+                "partition": "gpu",
+                "time": "10m",
+                "gpus_per_node": ranks * replicas // nodes,
+            },
             engine_options={"max_batch_size": 16},
             sampling={"max_tokens": 16},
         )
     )
     own.until_file("DONE")
-    assert own.texts() == [str(n) for n in range(MANY)]
+    assert own.texts() == [str(n) for n in range(rows)]
     assert own.ended(job)[0] == "COMPLETED"
+    for replica in range(replicas):
+        log = (own.run / "logs" / f"{job}.s{replica}.log").read_text()
+        reports = list(map(json.loads, re.findall(r"hpc-llm rank (\{.*?\})", log)))
+        assert sorted(report["rank"] for report in reports) == list(range(ranks))
+        hosts = {report["rank"] // (ranks // nodes): report["host"] for report in reports}
+        assert len(set(hosts.values())) == nodes
+        assert all(r["host"] == hosts[r["rank"] // (ranks // nodes)] for r in reports)
     assert {path.suffix for path in (own.run / "jobs").glob(f"{job}.0.s?.*")} == {".done"}
 
 

@@ -14,27 +14,21 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
-from launcher.engines.logprobs import Speller, by_id, given, speller
+from launcher.engines.library import LAST_WORDS_S, LibraryEngine, cancelled
 from launcher.engines.overheard import Overheard
-from launcher.engines.prompting import encode
 from launcher.engines.sampler import GREEDY_BELOW
 from launcher.engines.tensorrt_llm_start import Started, deepest, start
 from launcher.engines.wording import said
-from launcher.errors import Problem, RowError, RunError
+from launcher.errors import Problem, RowError
 from launcher.plan.types import Sampling
-from launcher.process import adopt_orphans, descendants, kill
 
 __all__ = ["TensorRtLlmEngine"]
 
-# What told the step to leave has told the ranks too. Last words arrive by then as well.
-LAST_WORDS_S = 1.0
-CLOSE_S = 20.0
 # A shutdown that has not ended by then would be called once more when Python exits, and hold it.
 HELD_UP_S = 30.0
 # A look at the statistics waits so long for the next ones.
@@ -97,18 +91,13 @@ def _first(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)
 
 
-class TensorRtLlmEngine:
+class TensorRtLlmEngine(LibraryEngine[Started]):
     """Answers requests with TensorRT-LLM's PyTorch backend.
 
     Raises
     ------
     RunError
-        From `start` what `launcher.engines.tensorrt_llm_start.start` raises. From `generate`
-        ``engine.died`` once the engine has, the same for all requests in flight.
-    RowError
-        From `generate`: ``template_error``, ``empty_prompt``, ``prompt_too_long``,
-        ``request_rejected`` (TensorRT-LLM does not take it), ``cancelled``, and ``engine_error``
-        when the tokenizer or TensorRT-LLM fails on this row alone.
+        From `start` what `launcher.engines.tensorrt_llm_start.start` raises.
 
     Notes
     -----
@@ -117,83 +106,29 @@ class TensorRtLlmEngine:
     (tensorrt_llm/_torch/pyexecutor/sampler.py, ``get_generator``), TRTLLMSampler does.
     """
 
-    def __init__(self, setup: EngineSetup) -> None:
-        self._setup = setup
-        self._counted = _Counted()
-        self._overheard: Overheard | None = None
-        self._started: Started | None = None
-        self._spell: Speller = by_id
-        self._gone: Problem | None = _died("the engine was not started")
-        self._dying: asyncio.Task[None] | None = None
-        self._starting: threading.Thread | None = None
-        self._closing = threading.Event()
-        self._statistics: asyncio.Task[None] | None = None
-        self._others: frozenset[tuple[int, int]] = frozenset()  # processes that are not its own
-        self._in_flight: dict[str, Any] = {}  # the RequestOutput, once there is one
-        self._aborted: set[str] = set()
-        # One thread: a tokenizer is used by one beside the event loop.
-        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tensorrt-llm-tokenizer")
+    name = "TensorRT-LLM"
 
-    async def start(self) -> Capabilities:
-        self._others = descendants()
-        adopt_orphans()
-        self._overheard = Overheard()
-        begun: Future[Started] = Future()
-        # A daemon, so that a start which never ends holds nobody up.
-        self._starting = threading.Thread(
-            target=self._start,
-            args=(self._overheard, begun),
-            name="tensorrt-llm-start",
-            daemon=True,
-        )
-        self._starting.start()
-        self._started = found = await asyncio.wrap_future(begun)
-        self._spell = by_id if found.tokenizer is None else speller(found.tokenizer)
-        self._gone = None
+    def __init__(self, setup: EngineSetup) -> None:
+        super().__init__(setup)
+        self._counted = _Counted()
+        self._statistics: asyncio.Task[None] | None = None
+
+    def _begin(self, overheard: Overheard) -> Started:
+        return start(self._setup, overheard)
+
+    async def _opened(self, started: Started) -> Capabilities:
         return Capabilities(
-            max_in_flight=found.max_batch_size,
-            chat_template=getattr(found.tokenizer, "chat_template", None) is not None,
-            max_seq_len=found.max_seq_len,
+            max_in_flight=started.max_batch_size,
+            chat_template=getattr(started.tokenizer, "chat_template", None) is not None,
+            max_seq_len=started.max_seq_len,
             queues=True,
-            kv_tokens=found.kv_tokens,
-            version=found.version,
+            kv_tokens=started.kv_tokens,
+            version=started.version,
             # After an error of its GPU a process can use it no more, and ranks end with the step.
             replaceable=False,
         )
 
-    def _start(self, overheard: Overheard, begun: Future[Started]) -> None:
-        try:
-            found = start(self._setup, overheard)
-        except BaseException as exc:  # noqa: BLE001 - handed to `start`, which raises it
-            with suppress(InvalidStateError):  # nobody waits any more
-                begun.set_exception(exc)
-            return
-        if self._closing.is_set():
-            found.llm.shutdown()
-        with suppress(InvalidStateError):  # as above
-            begun.set_result(found)
-
-    async def generate(self, request: Request) -> Completion:
-        engine = self._alive()
-        self._in_flight[request.id] = None
-        try:
-            prompt = await self._prompt(engine, request)
-            if request.id in self._aborted:
-                raise _cancelled()
-            output = self._submit(engine, request, prompt)
-            return self._completion(await self._answer(engine, output), request, prompt)
-        except (asyncio.CancelledError, RowError):
-            raise
-        except Exception as exc:
-            raise await self._death(exc) from exc
-        finally:
-            self._in_flight.pop(request.id, None)
-            self._aborted.discard(request.id)
-
-    async def abort(self, request_id: str) -> None:
-        if request_id not in self._in_flight or self._gone is not None:
-            return
-        self._aborted.add(request_id)
+    async def _give_up(self, started: Started, request_id: str) -> None:  # noqa: ARG002
         if (output := self._in_flight[request_id]) is not None:
             output.abort()
 
@@ -201,89 +136,35 @@ class TensorRtLlmEngine:
         return self._counted.figures()
 
     async def close(self) -> None:
-        self._gone = _died("the engine was closed")
-        self._closing.set()
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
         if self._statistics is not None:
             self._statistics.cancel()
-        if self._starting is None or self._overheard is None:
-            return
-        own = descendants()
-        if self._started is not None:
-            await self._shut_down(self._started.llm)
-        kill((own | descendants()) - self._others)
-        self._overheard.stop()
+        await super().close()
 
-    async def _shut_down(self, llm: Any) -> None:
-        done = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def work() -> None:
-            try:
-                llm.shutdown()
-            except Exception as exc:  # noqa: BLE001 - it is to end, in whatever state it is
-                _say(f"TensorRT-LLM did not end well: {said(exc)}")
-            finally:
-                with suppress(RuntimeError):  # the loop has not waited
-                    loop.call_soon_threadsafe(done.set)
-
-        threading.Thread(target=work, name="tensorrt-llm-shutdown", daemon=True).start()
+    def _end(self, started: Started) -> None:
         try:
-            await asyncio.wait_for(done.wait(), CLOSE_S)
-        except asyncio.TimeoutError:
-            _say(f"TensorRT-LLM has not ended within {CLOSE_S:.0f} s")
-            _end_within(HELD_UP_S)
+            started.llm.shutdown()
+        except Exception as exc:  # noqa: BLE001 - it is to end, in whatever state it is
+            _say(f"TensorRT-LLM did not end well: {said(exc)}")
 
-    def _alive(self) -> Started:
-        if self._gone is not None:
-            raise RunError(self._gone)
-        assert self._started is not None  # noqa: S101 - set before `_gone` is cleared
-        return self._started
+    def _held_up(self, after_s: float) -> None:
+        _say(f"TensorRT-LLM has not ended within {after_s:.0f} s")
+        _end_within(HELD_UP_S)
 
-    async def _prompt(self, engine: Started, request: Request) -> list[int]:
-        """Token ids of the prompt, such as TensorRT-LLM will not refuse, and none that ends it."""
-        if request.tokens is not None:
-            ids = list(request.tokens)
-        elif engine.tokenizer is None:
-            message = "the engine has no tokenizer, so prompts must be lists of token ids"
-            raise RowError("request_rejected", message)
-        else:
-            loop = asyncio.get_running_loop()
-            ids = await loop.run_in_executor(self._tokenizing, encode, engine.tokenizer, request)
-        if not ids:
-            raise RowError("empty_prompt", "the prompt has no tokens")
-        if engine.max_seq_len is not None and len(ids) >= engine.max_seq_len:
-            most = engine.max_seq_len - 1
-            message = f"the prompt has {len(ids)} tokens, the model takes {most}"
-            raise RowError("prompt_too_long", message)
-        if engine.vocabulary is not None and max(ids) >= engine.vocabulary:
-            # An index outside the embedding ends the engine, not the request.
-            message = f"token id {max(ids)} is outside the vocabulary of {engine.vocabulary}"
-            raise RowError("request_rejected", message)
-        return ids
-
-    def _submit(self, engine: Started, request: Request, prompt: list[int]) -> Any:
-        """The ``RequestOutput``; on the event loop, where its answer is awaited."""
-        sampling = request.sampling
-        if sampling.stop and engine.tokenizer is None:
-            raise RowError("request_rejected", "stop texts need a tokenizer")
-        room = sampling.max_tokens
-        if engine.max_seq_len is not None:
-            room = min(room, engine.max_seq_len - len(prompt))
+    async def _answer(
+        self, started: Started, request: Request, prompt: list[int], room: int
+    ) -> Completion:
         try:
-            params = engine.params(max_tokens=room, **_drawn(sampling))
-            output = engine.llm.generate_async(prompt, params)
-        except (engine.refused, ValueError, TypeError) as exc:
+            params = started.params(max_tokens=room, **_drawn(request.sampling))
+            # On the event loop, where its answer is awaited.
+            output = started.llm.generate_async(prompt, params)
+        except (started.refused, ValueError, TypeError) as exc:
             raise _refusal(exc) from exc
         self._in_flight[request.id] = output
         if self._statistics is None:  # there are none before the first request
-            self._statistics = asyncio.ensure_future(self._drain(engine))
-        return output
-
-    async def _answer(self, engine: Started, output: Any) -> Any:
+            self._statistics = asyncio.ensure_future(self._drain(started))
         try:
-            return await output
-        except engine.refused as exc:
+            return self._completion(await output, request, prompt)
+        except started.refused as exc:
             raise _refusal(exc) from exc
         except asyncio.CancelledError:
             if self._gone is None:  # nobody waits for it any more
@@ -296,7 +177,7 @@ class TensorRtLlmEngine:
         reason = answer.finish_reason
         if reason == "cancelled":
             if request.id in self._aborted:
-                raise _cancelled()
+                raise cancelled()
             raise RuntimeError("TensorRT-LLM gave up the requests in flight")
         if reason not in ("stop", "length"):
             message = f"TensorRT-LLM ended this request with {reason!r}"
@@ -310,17 +191,12 @@ class TensorRtLlmEngine:
             logprobs=self._logprobs(answer, request.sampling.logprobs),
         )
 
-    def _logprobs(self, answer: Any, count: int | None) -> str | None:
-        if count is None:
-            return None
-        return given(self._spell, answer.token_ids, answer.logprobs, count, library="TensorRT-LLM")
-
-    async def _drain(self, engine: Started) -> None:
+    async def _drain(self, started: Started) -> None:
         """Read the statistics of iterations for as long as they come; without them rows tell."""
         try:
             while True:
                 # In a thread: where the worker is asked over RPC, this call waits for its answer.
-                found = await asyncio.to_thread(engine.llm.get_stats_async, STATISTICS_S)
+                found = await asyncio.to_thread(started.llm.get_stats_async, STATISTICS_S)
                 # After a pause it would tell nothing more until the next request (executor/
                 # result.py, IterationResult).
                 getattr(found, "mark_undone", lambda: None)()
@@ -332,20 +208,11 @@ class TensorRtLlmEngine:
             if self._gone is None:
                 _say(f"TensorRT-LLM gives no more statistics: {said(exc)}")
 
-    async def _death(self, exc: Exception) -> RunError:
-        """The end of the engine, the same for whoever asks."""
-        if self._dying is None:
-            self._dying = asyncio.ensure_future(self._find_cause(exc))
-        await asyncio.shield(self._dying)
-        assert self._gone is not None  # noqa: S101 - the line above sets it
-        return RunError(self._gone)
-
-    async def _find_cause(self, exc: Exception) -> None:
+    async def _cause(self, exc: Exception) -> Problem:
         await asyncio.sleep(LAST_WORDS_S)
         found = deepest(self._overheard.lines()) if self._overheard else None
         what, hint = (found.message, found.hint) if found else (said(exc), None)
-        message = f"the tensorrt-llm engine died: {what}"
-        self._gone = self._gone or Problem("engine.died", message, hint=hint)
+        return Problem("engine.died", f"the tensorrt-llm engine died: {what}", hint=hint)
 
 
 def _drawn(sampling: Sampling) -> dict[str, Any]:
@@ -382,11 +249,3 @@ def _say(text: str) -> None:
     with suppress(OSError):  # a full disk
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
-
-
-def _cancelled() -> RowError:
-    return RowError("cancelled", "given up before it was answered")
-
-
-def _died(message: str) -> Problem:
-    return Problem("engine.died", message)

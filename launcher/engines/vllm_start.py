@@ -63,7 +63,7 @@ class Started:
         and its kin; in 0.33 ``VLLMClientError``, which is none.
     kv_tokens
         What the KV cache holds, where vLLM has counted it (0.24, ``vllm/config/cache.py``).
-    max_model_len, max_num_seqs, vocabulary
+    max_seq_len, max_num_seqs, vocabulary
         Tokens of a sequence, sequences of a step, token ids.
     """
 
@@ -72,7 +72,7 @@ class Started:
     params: Callable[..., Any]
     tokens_input: Callable[[list[int]], Any]
     refusals: tuple[type[Exception], ...]
-    max_model_len: int
+    max_seq_len: int
     max_num_seqs: int
     vocabulary: int
     kv_tokens: int | None
@@ -183,7 +183,7 @@ def _started(llm: Any) -> Started:
         ),
         tokens_input=_import("vllm.inputs").tokens_input,
         refusals=(ValueError, refused),
-        max_model_len=model.max_model_len,
+        max_seq_len=model.max_model_len,
         max_num_seqs=llm.vllm_config.scheduler_config.max_num_seqs,
         vocabulary=model.get_vocab_size(),
         kv_tokens=getattr(llm.vllm_config.cache_config, "kv_cache_size_tokens", None),

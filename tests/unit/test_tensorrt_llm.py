@@ -525,7 +525,7 @@ def test_a_shutdown_that_hangs_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[float] = []
-    monkeypatch.setattr(tensorrt_llm, "CLOSE_S", 0.1)
+    monkeypatch.setattr("launcher.engines.library.CLOSE_S", 0.1)
     monkeypatch.setattr(tensorrt_llm, "_end_within", ended.append)
     release = asyncio.Event()
 

@@ -229,7 +229,7 @@ def test_the_window_is_a_full_step(tmp_path: Path) -> None:
 
 def test_the_plans_cut_reaches_vllm(tmp_path: Path) -> None:
     async def work(engine: VllmEngine, _: Capabilities) -> Mapping[str, Any]:
-        given: Mapping[str, Any] = vars(engine._llm.vllm_config.args)
+        given: Mapping[str, Any] = vars(engine._alive().llm.vllm_config.args)
         return given
 
     given = setup(write_checkpoint(tmp_path), Cut(tp=4, pp=2, ep=4), max_model_len=32, seed=3)
@@ -262,7 +262,7 @@ def test_statistics_are_those_of_the_last_iteration(tmp_path: Path) -> None:
 
 async def arrived(engine: VllmEngine) -> None:
     """Wait until vLLM has a request."""
-    while not engine._llm._queues:  # noqa: ASYNC110 - it tells nobody
+    while not engine._alive().llm._queues:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0.001)
 
 
@@ -312,7 +312,7 @@ def test_requests_that_its_core_gives_up_are_no_rows_errors(tmp_path: Path) -> N
     async def work(engine: VllmEngine, _: Capabilities) -> str:
         waiting = asyncio.create_task(engine.generate(text("wait", key="0:1")))
         await arrived(engine)
-        engine._llm.give_up()
+        engine._alive().llm.give_up()
         with pytest.raises(RunError) as err:
             await waiting
         return err.value.problems[0].code
@@ -443,7 +443,7 @@ def test_closing_leaves_no_process(tmp_path: Path, how: dict[str, Any]) -> None:
 
 
 def test_a_shutdown_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.engines.vllm.CLOSE_S", 0.2)
+    monkeypatch.setattr("launcher.engines.library.CLOSE_S", 0.2)
     answered(setup(write_checkpoint(tmp_path, shutdown_hangs=True, stubborn=True)), text("x"))
     assert not started()
 

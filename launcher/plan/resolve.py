@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.errors import Location, Problem
-from launcher.plan import checks, site_checks, trtllm_checks, trtllm_options, vllm_options
+from launcher.plan import (
+    checks,
+    selection,
+    site_checks,
+    trtllm_checks,
+    trtllm_options,
+    vllm_options,
+)
 from launcher.plan.capabilities import ENGINES, step_kind
 from launcher.plan.directives import slurm_directives
 from launcher.plan.engine_options import Complaint
@@ -223,6 +230,7 @@ def _plan(
     for key in ("warn_before", "max_bad_fraction", "engine_restarts"):
         r.from_job(f"limits.{key}", getattr(r.job.limits, key))
     gpus = r.site.partitions[name].gpus
+    forced = gpus is not None and gpus.forced_binding
     directives = (
         () if time_s is None else slurm_directives(r.job, r.site, name, layout, step, time_s=time_s)
     )
@@ -237,7 +245,9 @@ def _plan(
         step=step,
         launcher=r.site.launch.with_,
         mpi=r.site.launch.mpi,
-        forced_binding=gpus is not None and gpus.forced_binding,
+        forced_binding=forced,
+        share_gpus=forced and selection.newer(r.site, "23.11", unknown=False),
+        scratch=site_checks.choose_scratch(r),
         runtime=runtime,
         directives=directives,
         restart=restart,

@@ -24,6 +24,7 @@ __all__ = [
     "check_place",
     "check_selection",
     "check_size",
+    "choose_scratch",
     "choose_time",
     "decide_directives",
     "gpus_of_a_socket",
@@ -284,6 +285,15 @@ def site_environment(r: Resolver, layout: Layout, step: Step) -> dict[str, str]:
         given["SRUN_CPUS_PER_TASK"] = str(cpus)
         r.from_site("env.SRUN_CPUS_PER_TASK", cpus, f"Slurm {version}")
     return given
+
+
+def choose_scratch(r: Resolver) -> str | None:
+    """Where engines keep their caches on a node, or None to leave that to them."""
+    place = r.site.scratch.node_local
+    if place is None or not ENGINES[r.job.engine].needs_model:
+        return None
+    r.from_site("scratch.node_local", place, "caches of engines")
+    return place
 
 
 def gpus_of_a_socket(gpus: Gpus | None) -> int | None:

@@ -23,6 +23,7 @@ def choose_runtime(r: Resolver, site: EngineRuntime) -> WorkRuntime:
         python=job.python or site_python or default or "python3",
         image=image,
         container=r.site.container.runtime if image else "none",
+        command=r.site.container.command,
         mounts=complete_mounts(tuple(job.mounts), r.facts.reads) if image else tuple(job.mounts),
         venv=venv,
         modules=tuple(job.modules or site.modules),

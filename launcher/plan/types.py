@@ -258,6 +258,7 @@ class WorkRuntime:
     python: str
     image: str | None = None
     container: Literal["pyxis", "apptainer", "none"] = "none"
+    command: Literal["apptainer", "singularity"] = "apptainer"
     mounts: tuple[str, ...] = ()
     venv: str | None = None
     modules: tuple[str, ...] = ()

@@ -121,16 +121,16 @@ _LAUNCHERS = {"srun": _srun, "mpirun": _mpirun, "none": _none}
 # Where the PMIx server of this node waits for its ranks: below Slurm's spool directory, or
 # mpirun's own. Only the rank is told. Under pyxis a hook of enroot mounts it (enroot,
 # conf/hooks/extra/50-slurm-pmi.sh).
-_WITH_PMIX = 'exec apptainer exec ${PMIX_SERVER_TMPDIR:+--bind "$PMIX_SERVER_TMPDIR"} "$@"'
+_WITH_PMIX = 'exec "$0" exec ${PMIX_SERVER_TMPDIR:+--bind "$PMIX_SERVER_TMPDIR"} "$@"'
 
 
 def _apptainer(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
     if plan.runtime.container != "apptainer" or not plan.runtime.image:
         return
     if plan.mpi in ("pmix", "openmpi4", "openmpi5"):
-        yield from ("bash", "-c", _WITH_PMIX, "apptainer")
+        yield from ("bash", "-c", _WITH_PMIX, plan.runtime.command)
     else:
-        yield from ("apptainer", "exec")
+        yield from (plan.runtime.command, "exec")
     if plan.layout.allocation.gpus_per_node:
         yield "--nv"
     for path in (str(run_dir), *plan.runtime.mounts):

@@ -109,8 +109,9 @@ class Scratch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     Attributes
     ----------
     node_local
-        Directory on a disk or in the memory of the node, as jobs know it; it may name
-        variables, as in ``$SLURM_TMPDIR``. Caches of the engines go there.
+        Directory on a disk or in the memory of the node, by the same path on all nodes of a
+        job; it may name variables, as in ``$SLURM_TMPDIR``. Caches of the engines go there,
+        so it is best one that is emptied after each job.
     read_only
         Directories that compute nodes only read; they may name variables, as in ``$HOME``.
     """

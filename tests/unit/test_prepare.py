@@ -182,7 +182,8 @@ def test_a_run_where_compute_nodes_cannot_write_is_refused(
         (problem,) = caught.value.problems
         assert (problem.code, problem.where is not None) == ("plan.read-only", True)
         assert "$PROJECT" in problem.message
-    assert prepare(job, site=str(site), settings=[f"output.path={tmp_path}/linked/run"])
+    elsewhere = prepare(job, site=str(site), settings=[f"output.path={tmp_path}/linked/run"])
+    assert elsewhere.run.path == tmp_path / "linked" / "run"
 
 
 def test_an_output_path_in_the_home_is_found(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

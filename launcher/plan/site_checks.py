@@ -13,7 +13,7 @@ from itertools import groupby
 
 from launcher.plan import selection
 from launcher.plan.capabilities import ENGINES
-from launcher.plan.directives import cpus_per_task, left_out
+from launcher.plan.directives import cpus_per_task, left_out, slurm_directives
 from launcher.plan.resolver import Resolver
 from launcher.plan.types import Layout, Step
 from launcher.spec.site import Gpus, Partition, Qos
@@ -78,14 +78,21 @@ def check_size(r: Resolver, layout: Layout, partition: Partition, name: str, lim
         return
     a = layout.allocation
     _check_range(r, layout, "nodes", a.nodes, (limits.min_nodes, limits.max_nodes))
-    if a.gpus_per_node:
-        gpus = a.nodes * a.gpus_per_node
-        _check_range(r, layout, "GPUs", gpus, (limits.min_gpus, limits.max_gpus))
+    if partition.gpus is not None:
+        gpus, bounds = a.nodes * a.gpus_per_node, (limits.min_gpus, limits.max_gpus)
+        splits = partition.gpus.unit == "gpu" and partition.gpus.request is not None
+        _check_range(r, layout, "GPUs", gpus, bounds, splits=splits)
     _check_queue(r, layout, limits)
 
 
 def _check_range(
-    r: Resolver, layout: Layout, what: str, size: int, bounds: tuple[int | None, int | None]
+    r: Resolver,
+    layout: Layout,
+    what: str,
+    size: int,
+    bounds: tuple[int | None, int | None],
+    *,
+    splits: bool = False,
 ) -> None:
     least, most = bounds
     site = r.site.name
@@ -98,7 +105,7 @@ def _check_range(
     if most is not None and size > most:
         message = f"each job asks for {size} {what}, and site {site} gives at most {most} here"
         hint = "choose a smaller tp * pp, or another partition or QoS"
-        if what == "GPUs" and layout.cut.ranks <= most and layout.allocation.nodes == 1:
+        if what == "GPUs" and layout.cut.ranks <= most and splits:
             hint = f"set resources.gpus_per_node to at most {most}"
         r.error("plan.job-too-large", message, "parallelism", hint=hint)
 
@@ -255,20 +262,35 @@ def decide_directives(
     r: Resolver, layout: Layout, partition_name: str, step: Step, time_s: int
 ) -> None:
     """Note options that come from the site alone, and those that it or the job keeps out."""
-    partition = r.site.partitions[partition_name]
-    if near := selection.nearness(r.site, partition, layout):
-        assert partition.topology is not None  # noqa: S101 - nearness comes from it
+    partition, plan = r.site.partitions[partition_name], (partition_name, layout, step)
+    own = _job_options(r)
+    given = dict(slurm_directives(r.job, r.site, *plan, time_s=time_s))
+    for option in {"--switches", "--segment"}.intersection(given.keys() - own):
+        assert partition.topology is not None  # noqa: S101 - the option comes from it
         kind, size = partition.topology.type, partition.topology.nodes
-        r.from_site(near[0], near[1], f"a {kind} with {size} nodes in each part")
-    for option in left_out(r.job, r.site, partition_name, layout, step, time_s=time_s):
-        r.from_site(option, "left out", "it is rejected there")
+        r.from_site(option, given[option], f"a {kind} with {size} nodes in each part")
+    if "--mem" not in own and (memory := given.get("--mem", "0")) != "0":
+        r.from_site("--mem", memory, "of a whole node, for 0 is rejected there")
+    for option in left_out(r.job, r.site, *plan, time_s=time_s):
+        if option not in given:
+            r.from_site(option, "left out", "it is rejected there")
+    if partition.gpus is not None and partition.gpus.forced_binding:
+        r.from_site("--gpu-bind", "none", "gpus.forced_binding")
+        if selection.newer(r.site, "23.11", unknown=False):
+            r.from_site("--gres-flags", "allow-task-sharing", "gpus.forced_binding")
+
+
+def _job_options(r: Resolver) -> set[str]:
+    """The options of ``resources.sbatch``, without values; notes each."""
+    names = set()
     for index, option in enumerate(r.job.resources.sbatch):
         name, _, value = option.partition("=")
+        names.add(name)
         if selection.rejected(r.site, name, value):
             message = f"site {r.site.name} rejects the option {option}"
-            where = ("resources", "sbatch")
-            r.error("plan.option-rejected", message, *where, hint="delete it")
+            r.error("plan.option-rejected", message, "resources", "sbatch", hint="delete it")
         r.decide(name, value or "given", r.job_source.marks.get(f"$.resources.sbatch[{index}]"))
+    return names
 
 
 def site_environment(r: Resolver, layout: Layout, step: Step) -> dict[str, str]:

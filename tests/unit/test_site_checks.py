@@ -136,6 +136,8 @@ def test_all_memory_is_asked_for_by_its_size_where_zero_is_refused() -> None:
     refusing = {"type": "slurm", "reject": ["--mem=0"]}
     assert options()["--mem"] == "0"
     assert options(partition={"memory": "450GiB"}, scheduler=refusing)["--mem"] == "460800M"
+    found = resolved(partition={"memory": "450GiB"}, scheduler=refusing)
+    assert decided(found, "--mem")[0][0] == "460800M"
     assert "--mem" not in options(scheduler=refusing), "nobody knows how much there is"
     nothing = {"type": "slurm", "reject": ["--mem"]}
     found = resolved(partition={"memory": "450GiB"}, scheduler=nothing)
@@ -149,6 +151,8 @@ def test_more_options_of_the_job_come_last_and_replace_those_of_the_plan() -> No
     found = options({**job, "parallelism": {"tp": 4, "pp": 2}}, partition)
     assert list(found)[-3:] == ["--mail-type", "--mem-per-gpu", "--switches"]
     assert ("--mem" in found, found["--switches"]) == (False, "9")
+    said = decided(resolved({**job, "parallelism": {"tp": 4, "pp": 2}}, partition), "--switches")
+    assert [value for value, _ in said] == ["9"]
 
 
 def test_an_option_of_the_job_that_the_site_rejects_is_no_longer_silently_dropped() -> None:
@@ -226,6 +230,7 @@ def test_packed_replicas_can_be_spread_to_keep_a_limit() -> None:
     problem = fault(job, partition)
     assert problem.hint == "set resources.gpus_per_node to at most 2"
     assert options({**job, **asking(gpus_per_node=2)}, partition)["--array"] == "0-1"
+    assert "gpus_per_node" not in str(fault(job, partition, gpus={"unit": "node"}).hint)
 
 
 def test_what_a_qos_allows_replaces_what_the_partition_does() -> None:

@@ -132,7 +132,7 @@ def _node(r: Resolver, partition: Partition) -> NodeShape:
     r.decide("gpus_per_node" if partition.gpus else "slots", slots, source or f"site {r.site.name}")
     gpus = partition.gpus
     unit = "node" if gpus and gpus.request is None else gpus.unit if gpus else "gpu"
-    if unit != "gpu":
+    if unit != "gpu" and r.site.scheduler.type == "slurm":
         r.from_site("gpus.unit", unit, "what can be had of a node")
     return NodeShape(
         slots=slots,

@@ -168,7 +168,8 @@ def _check_idle(r: Resolver, layout: Layout, partition: Partition) -> None:
     held = a.gpus_per_node * a.nodes * a.count
     idle = held - layout.cut.ranks * layout.replicas
     if idle:
-        whole = a.whole_node and (gpus.unit != "gpu" or gpus.request is None)
+        slurm = r.site.scheduler.type == "slurm"
+        whole = slurm and a.whole_node and (gpus.unit != "gpu" or gpus.request is None)
         why = f", for site {r.site.name} gives whole nodes only" * whole
         message = f"{idle} of the {held} GPUs asked for stay idle{why}"
         hint = "choose tp, pp and replicas so that they fill the nodes"

@@ -104,6 +104,7 @@ def _mpirun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:  # noqa: ARG0
         yield from ("mpiexec", "-n", step.tasks, "-ppn", step.tasks_per_node)
         yield from ("-genvlist", ",".join(names))
         return
+    # Nodes are filled in Slurm's order, block by block as by srun: no rankfile is needed.
     yield from ("mpirun", "-np", step.tasks, "--map-by", f"ppr:{step.tasks_per_node}:node")
     # The engine pins its own threads; Open MPI would put each rank on one core.
     yield from ("--bind-to", "none")

@@ -18,6 +18,7 @@ from launcher.spec.rules import read_job, read_site
 from launcher.spec.source import parse
 
 GPUS = {"model": "h100", "per_node": 4, "topology": "all-to-all", "request": "--gres=gpu:{n}"}
+APPTAINER = {"runtime": "apptainer", "command": "singularity"}
 PARTITION = {"nodes": 64, "time_limit": "1d", "cpus": {"count": 96}, "gpus": GPUS}
 
 
@@ -404,6 +405,26 @@ def test_engines_are_told_that_there_is_no_internet() -> None:
     assert resolved(internet=True).plan.env == resolved().plan.env == {}
     echo = {"engine": "echo", "parallelism": {"tp": 1}}
     assert resolved(echo, internet=False).plan.env == {}
+
+
+def test_an_image_sees_the_disk_of_the_node_and_its_caches() -> None:
+    places: dict[str, Any] = {"scratch": {"node_local": "$T"}, "container": {"runtime": "pyxis"}}
+    plan = resolved({"runtime": {"image": "/i.sqsh"}}, **places).plan
+    words = step_words(plan, PurePosixPath("/run"))
+    assert '--container-mounts=/run:/run,"${T:?}":"${T:?}"' in words
+    assert 'TRITON_CACHE_DIR="$TRITON_CACHE_DIR"' in words
+    bound = resolved({"runtime": {"image": "/i.sif"}}, **{**places, "container": APPTAINER}).plan
+    words = step_words(bound, PurePosixPath("/run"))
+    assert words[words.index('"${T:?}"') - 1] == "--bind"
+    assert words[words.index("exec") - 1] == "singularity"
+
+
+def test_mpirun_hands_on_where_caches_are() -> None:
+    launch = {"with": "mpirun", "mpi": "openmpi5"}
+    words = step_words(
+        resolved(launch=launch, scratch={"node_local": "/l"}).plan, PurePosixPath("/run")
+    )
+    assert words[words.index("VLLM_CACHE_ROOT") - 1] == "-x"
 
 
 def test_caches_go_to_the_disk_of_the_node() -> None:

@@ -27,6 +27,7 @@ def check_partitions(site: SiteSpec, source: Source) -> Iterator[Problem]:
         yield from _rails(partition, at, source)
         if partition.gpus is not None:
             yield from _gpus(partition.gpus, f"{at}.gpus", source)
+            yield from _request(partition.gpus, site.scheduler.reject, f"{at}.gpus", source)
         yield from _limits(partition.limits, partition, f"{at}.limits", source)
         for qos, limits in partition.qos.items():
             yield from _limits(limits, partition, child(f"{at}.qos", qos), source)
@@ -79,11 +80,6 @@ def _gpus(gpus: Gpus, at: str, source: Source) -> Iterator[Problem]:
         message = f"`gpus.cpus` has {len(gpus.cpus)} lists for {gpus.per_node} GPUs"
         where = source.at(f"{at}.cpus")
         yield Problem("spec.conflict", message, where, "give each GPU of a node one list of CPUs")
-    option = (gpus.request or "").partition("=")[0]
-    if option in _HIDING:
-        message = f"{option} hides the GPUs of a node from each other's tasks"
-        hint = "ask by --gpus-per-node={n} or --gres=gpu:{n}"
-        yield Problem("spec.invalid", message, source.at(f"{at}.request"), hint)
     if gpus.unit == "gpu-or-node" and gpus.request is None:
         message = "`gpus.unit` is 'gpu-or-node', and no `gpus.request` tells one from all"
         yield Problem("spec.conflict", message, source.at(f"{at}.unit"), "state `gpus.request`")
@@ -96,6 +92,18 @@ def _gpus(gpus: Gpus, at: str, source: Source) -> Iterator[Problem]:
         message = f"`gpus.links` is {gpus.links}, and no NVLink joins these GPUs"
         hint = "delete it, or correct `link` and `topology`"
         yield Problem("spec.conflict", message, source.at(f"{at}.links"), hint)
+
+
+def _request(gpus: Gpus, reject: Sequence[str], at: str, source: Source) -> Iterator[Problem]:
+    option, where = (gpus.request or "").partition("=")[0], source.at(f"{at}.request")
+    if option in _HIDING:
+        message = f"{option} hides the GPUs of a node from each other's tasks"
+        hint = "ask by --gpus-per-node={n} or --gres=gpu:{n}"
+        yield Problem("spec.invalid", message, where, hint)
+    if option in reject:
+        message = f"`gpus.request` is an option that `scheduler.reject` lists: {option}"
+        hint = "leave `gpus.request` out where whole nodes are given without asking"
+        yield Problem("spec.conflict", message, where, hint)
 
 
 def _limits(limits: Limits, partition: Partition, at: str, source: Source) -> Iterator[Problem]:

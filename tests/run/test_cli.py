@@ -201,7 +201,7 @@ def test_a_site_file_is_listed_shown_and_checked(user: Cli, tmp_path: Path) -> N
     sites = user.ask("site", "list").data["sites"]
     assert {"local", "dgx-h100"} <= sites.keys()
     shown = user("site", "show", "dgx-h100")
-    assert Path(sites["dgx-h100"]).read_text().rstrip("\n") in shown.out
+    assert Path(sites["dgx-h100"]["path"]).read_text().rstrip("\n") in shown.out
     bad = tmp_path / "bad.yaml"
     bad.write_text("schema: 1\nname: x\nschedule: {type: slurm}\n")
     checked = user.ask("site", "check", bad)

@@ -46,16 +46,13 @@ def ran_sites(environ: Mapping[str, str] = os.environ) -> set[str]:
     """
     directory = state_home(environ) / "sites"
     noted = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
-    found = set(map(_digest_of_site, filter(_has_ended, known_runs(environ)))) - {None}
+    ended = (run for run in known_runs(environ) if run.done_path.exists())
+    found = set(filter(None, map(_digest_of_site, ended)))
     with contextlib.suppress(OSError):  # where nothing can be written, it is found again
-        directory.mkdir(parents=True, exist_ok=True)
         for digest in found - noted:
+            directory.mkdir(parents=True, exist_ok=True)
             (directory / digest).touch()
     return noted | found
-
-
-def _has_ended(run: RunDir) -> bool:
-    return run.done_path.exists()
 
 
 def _digest_of_site(run: RunDir) -> str | None:

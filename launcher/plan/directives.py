@@ -33,7 +33,7 @@ def slurm_directives(
         ("--requeue" if site.scheduler.restart == "requeue" else "--no-requeue", None),
         ("--open-mode", "append"),
     )
-    return tuple((o, v) for o, v in options if o not in site.scheduler.reject)
+    return tuple((o, v) for o, v in options if not {o, f"{o}={v}"} & {*site.scheduler.reject})
 
 
 def cpus_per_task(layout: Layout, step: Step) -> int | None:

@@ -228,9 +228,8 @@ def test_each_value_of_a_shipped_site_file_has_its_source(site: Path) -> None:
 
 def holds_a_value(line: str) -> bool:
     """Whether a line of YAML says more than a key, and not which file it is."""
-    code = line.partition("#")[0].strip() if line.lstrip().startswith("#") else line.split(" #")[0]
-    key_alone = re.fullmatch(r"\s*[\w.-]+:( &\w+)?\s*", code)
-    return bool(code.strip()) and not key_alone and not re.match(r"schema:|name:", code)
+    code = re.sub(r"(^|\s)#.*", "", line).strip()
+    return bool(code) and not re.fullmatch(r"[\w.-]+:( &\w+)?|(schema|name): .*", code)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +238,7 @@ def holds_a_value(line: str) -> bool:
         ("# a: b", False),
         ("", False),
         ("name: x", False),
+        ("  - name: x", True),
         ("    fabric: &hsn", False),
         ("    fabric: *hsn # [a]", True),
         ("  time_limit: 1d # [a]", True),
@@ -257,7 +257,9 @@ def test_the_sources_of_a_site_file_are_public_and_those_that_it_uses(site: Path
     # Several tags may share what follows them.
     sources = re.findall(r"((?:\[\w+\] )+)([^\[]+)", listed)
     used = {
-        tag for line in body.splitlines() for tag in re.findall(r"\[\w+\]", line.partition(" # ")[2])
+        tag
+        for line in body.splitlines()
+        for tag in re.findall(r"\[\w+\]", line.partition(" # ")[2])
     }
 
     assert used == {tag for tags, _ in sources for tag in tags.split()}

@@ -89,19 +89,6 @@ def test_a_changed_site_file_was_never_run(tmp_path: Path) -> None:
     assert warned(submitted(tmp_path, "two"))
 
 
-def test_this_machine_is_not_warned_of(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(
-        "name: here\nscheduler: {type: local}\nlaunch: {with: none}\npartitions: {cpu: {}}\n"
-    )
-    settings = ("output.path=one", "runtime.python=/bin/true")
-
-    done = submit(
-        prepare(tmp_path / "job.yaml", site=str(tmp_path / "mine.yaml"), settings=settings)
-    )
-
-    assert done.warnings == ()
-
-
 def test_runs_without_a_readable_site_file_tell_nothing(tmp_path: Path) -> None:
     first, second = submitted(tmp_path, "one"), submitted(tmp_path, "two")
     (first.run.path / "site.yaml").unlink()
@@ -114,6 +101,7 @@ def test_runs_without_a_readable_site_file_tell_nothing(tmp_path: Path) -> None:
 
 def test_where_nothing_can_be_noted_an_ended_run_still_counts(tmp_path: Path) -> None:
     end(submitted(tmp_path, "one").run)
+    shutil.rmtree(state_home() / "sites", ignore_errors=True)
     (state_home() / "sites").write_text("a file, where a directory should be")
 
     assert ran_sites() == {site_digest(SITE)}

@@ -125,6 +125,7 @@ def prepare(
     identity = _identity(job, inputs, model.checkpoint, limit)
     input_warnings = _check_input(inputs, identity.prompt, source)
     run = _run_dir(job, base, source.at("$.output.path"), limit)
+    _check_writable(run.path, chosen.spec, source.at("$.output.path"))
     return Prepared(
         job=job,
         job_text=text,
@@ -318,6 +319,17 @@ def _run_dir(job: JobSpec, base: Path, where: Location, limit: int | None) -> Ru
     if limit is not None and path.name:
         path = path.with_name(f"{path.name}.first-{limit}")
     return run_directory(path, where)
+
+
+def _check_writable(path: Path, site: SiteSpec, where: Location) -> None:
+    """``plan.read-only`` where compute nodes cannot write what this node can."""
+    places = {path, Path(os.path.realpath(path))}
+    for named in site.scratch.read_only:
+        root = os.path.expandvars(named)
+        if any(p.is_relative_to(r) for p in places for r in (root, os.path.realpath(root))):
+            message = f"compute nodes of site {site.name} only read {named}, and {path} is there"
+            hint = "choose an output.path elsewhere, such as in your scratch directory"
+            raise PlanError(Problem("plan.read-only", message, where, hint))
 
 
 def run_directory(path: Path, where: Location | None = None) -> RunDir:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 
+from launcher.plan.selection import Selection, allowed, at_once, nearness, rejected, select
 from launcher.plan.types import Allocation, Layout, Step
 from launcher.spec.job import JobSpec
 from launcher.spec.site import Partition, SiteSpec
 from launcher.units import slurm_time
 
-__all__ = ["cpus_per_task", "slurm_directives"]
+__all__ = ["cpus_per_task", "left_out", "slurm_directives"]
 
 Options = Iterable[tuple[str, str | None]]
 
@@ -19,21 +21,24 @@ def slurm_directives(
 ) -> tuple[tuple[str, str | None], ...]:
     """``(option, value)`` pairs in the order of the script; a bare flag has None.
 
-    Options that the site rejects are left out. ``--gpus-per-task`` and ``--ntasks-per-gpu`` are
+    Options that the site rejects are left out, and so are those that the job gives itself in
+    ``resources.sbatch``. ``--gpus-per-task`` and ``--ntasks-per-gpu`` are
     never used: they hide the other GPUs of the node from a rank, which breaks CUDA IPC
     (srun(1), ``--gpus-per-task`` implies ``--gpu-bind`` since Slurm 21.08).
     """
-    partition = site.partitions[partition_name]
-    options = (
-        *_identity(job, partition_name),
-        *_size(layout.allocation, step, partition, cpus_per_task(layout, step)),
-        *_array(layout.allocation.count, job.resources.at_once),
-        ("--time", slurm_time(time_s)),
-        ("--signal", f"B:USR1@{job.limits.warn_before}"),
-        ("--requeue" if site.scheduler.restart == "requeue" else "--no-requeue", None),
-        ("--open-mode", "append"),
-    )
-    return tuple((o, v) for o, v in options if not {o, f"{o}={v}"} & {*site.scheduler.reject})
+    wanted = _wanted(job, site, partition_name, layout, step, time_s=time_s)
+    own = [_parted(option) for option in job.resources.sbatch]
+    replaced = {"--mem" if name.startswith("--mem") else name for name, _ in own}
+    kept = [(o, v) for o, v in wanted if o not in replaced and not rejected(site, o, v)]
+    return (*kept, *own)
+
+
+def left_out(
+    job: JobSpec, site: SiteSpec, partition_name: str, layout: Layout, step: Step, *, time_s: int
+) -> list[str]:
+    """Options that the plan would have given, and the site rejects."""
+    wanted = _wanted(job, site, partition_name, layout, step, time_s=time_s)
+    return [option for option, value in wanted if rejected(site, option, value)]
 
 
 def cpus_per_task(layout: Layout, step: Step) -> int | None:
@@ -44,12 +49,31 @@ def cpus_per_task(layout: Layout, step: Step) -> int | None:
     return cpus * layout.cut.ranks // step.tasks
 
 
-def _identity(job: JobSpec, partition_name: str) -> Options:
+def _wanted(
+    job: JobSpec, site: SiteSpec, partition_name: str, layout: Layout, step: Step, *, time_s: int
+) -> Options:
+    partition = site.partitions[partition_name]
+    chosen, a = select(job, site, partition_name), layout.allocation
     yield "--job-name", job.name
-    yield "--partition", partition_name
-    for key in ("account", "qos", "reservation"):
-        if value := getattr(job.resources, key):
-            yield f"--{key}", value
+    yield from _identity(chosen)
+    yield from _size(a, step, partition, cpus_per_task(layout, step))
+    if a.whole_node:
+        # --exclusive gives all CPUs and GPUs, but only the memory asked for (sbatch(1)).
+        yield "--exclusive", None
+        yield "--mem", _memory(site, partition)
+    if near := nearness(site, partition, layout):
+        yield near
+    yield from _array(a.count, at_once(job, allowed(partition, chosen.qos), a.count))
+    yield "--time", slurm_time(time_s)
+    yield "--signal", f"B:USR1@{job.limits.warn_before}"
+    yield "--requeue" if site.scheduler.restart == "requeue" else "--no-requeue", None
+    yield "--open-mode", "append"
+
+
+def _identity(chosen: Selection) -> Options:
+    for field in fields(chosen):
+        if value := getattr(chosen, field.name):
+            yield f"--{field.name}", value
 
 
 def _size(a: Allocation, step: Step, partition: Partition, cpus: int | None) -> Options:
@@ -59,13 +83,23 @@ def _size(a: Allocation, step: Step, partition: Partition, cpus: int | None) -> 
         yield "--cpus-per-task", str(cpus)
     if partition.gpus is not None and partition.gpus.request is not None:
         option, _, value = partition.gpus.request.partition("=")
-        yield option, value.replace("{n}", str(a.gpus_per_node))
-    if a.whole_node:
-        # --exclusive gives all CPUs and GPUs, but only the memory asked for (sbatch(1)).
-        yield "--exclusive", None
-        yield "--mem", "0"
+        # --gpus counts those of the whole job, the others those of a node (sbatch(1)).
+        gpus = a.gpus_per_node * (a.nodes if option == "--gpus" else 1)
+        yield option, value.replace("{n}", str(gpus))
 
 
-def _array(count: int, at_once: int | None) -> Options:
+def _memory(site: SiteSpec, partition: Partition) -> str:
+    """All memory of a node; by its size where the site refuses to hear it as 0."""
+    if rejected(site, "--mem", "0") and partition.memory is not None:
+        return f"{partition.memory // 2**20}M"
+    return "0"
+
+
+def _array(count: int, most: int | None) -> Options:
     if count > 1:
-        yield "--array", f"0-{count - 1}" + (f"%{at_once}" if at_once is not None else "")
+        yield "--array", f"0-{count - 1}" + (f"%{most}" if most is not None else "")
+
+
+def _parted(option: str) -> tuple[str, str | None]:
+    name, equals, value = option.partition("=")
+    return name, value if equals else None

@@ -35,7 +35,7 @@ def draw(layout: Layout) -> str:
     """
     by_node = sorted(layout.placements, key=lambda p: (p.node, p.replica, p.rank))
     nodes = [(node, list(ranks)) for node, ranks in groupby(by_node, key=lambda p: p.node)]
-    columns = max(len(ranks) for _, ranks in nodes)
+    columns = 1 + max(column for _, ranks in nodes for column in _columns(ranks))
     kind = "GPU" if layout.allocation.gpus_per_node else "slot"
     labels = [f"{kind} {i}" for i in range(columns)]
     width = max(len(cell) for cell in (*labels, *map(_cell, layout.placements))) + 2
@@ -48,8 +48,14 @@ def draw(layout: Layout) -> str:
     return "\n".join(lines)
 
 
+def _columns(ranks: list[Placement]) -> dict[int, str]:
+    """The cells of a node by their column: the GPU's, or one after the other."""
+    return {i if p.gpu is None else p.gpu: _cell(p) for i, p in enumerate(ranks)}
+
+
 def _node_line(node: int, ranks: list[Placement], width: int) -> str:
-    cells = "".join(_cell(p).ljust(width) for p in ranks)
+    columns = _columns(ranks)
+    cells = "".join(columns.get(i, "").ljust(width) for i in range(max(columns) + 1))
     replicas = sorted({p.replica for p in ranks})
     label = f"replica {replicas[0]}" if len(replicas) == 1 else f"replicas {_span(replicas)}"
     return f"node {node:<5}{cells}{label}"

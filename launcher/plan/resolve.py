@@ -6,67 +6,30 @@ configuration) is in `Facts`, so that the same plan can be made on a laptop.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from launcher.errors import Location, PlanError, Problem
-from launcher.models.shapes import ModelShape
-from launcher.plan import checks, trtllm_checks, trtllm_options, vllm_options
+from launcher.errors import Location, Problem
+from launcher.plan import (
+    checks,
+    selection,
+    site_checks,
+    trtllm_checks,
+    trtllm_options,
+    vllm_options,
+)
 from launcher.plan.capabilities import ENGINES, step_kind
 from launcher.plan.directives import slurm_directives
 from launcher.plan.engine_options import Complaint
 from launcher.plan.layout import NodeShape, lay_out
-from launcher.plan.mounts import complete_mounts
+from launcher.plan.resolver import Decision, Facts, Resolver, field_path
+from launcher.plan.runtime import check_runtime, choose_runtime
 from launcher.plan.types import Cut, Layout, Plan, Step, WorkRuntime
 from launcher.spec.job import JobSpec, Parallelism
 from launcher.spec.site import EngineRuntime, Partition, SiteSpec
-from launcher.spec.source import Source, child
-from launcher.units import format_duration
+from launcher.spec.source import Source
 
 __all__ = ["Decision", "Facts", "Resolution", "resolve"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What had to be looked up before planning.
-
-    Attributes
-    ----------
-    shape
-        The model's shape, or None when neither a checkpoint nor the catalogue tells.
-    model_path
-        Directory of the checkpoint, or None when there is none here.
-    chat_template
-        Whether the checkpoint has a chat template; None without a checkpoint.
-    own_python
-        The interpreter that plans: what jobs of the local scheduler run under by default.
-    origin, settings
-        Where relative paths of the job file start, and what ``--set`` changed in it.
-    reads
-        Directories that the job reads input and model from, links followed and not.
-    image_archs
-        Of images that are files here and say so: the CPUs that they are for.
-    """
-
-    shape: ModelShape | None = None
-    model_path: str | None = None
-    chat_template: bool | None = None
-    own_python: str | None = None
-    reads: tuple[str, ...] = ()
-    origin: str = "/"
-    settings: tuple[str, ...] = ()
-    image_archs: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One value of the plan and where it came from, for ``plan --explain``."""
-
-    key: str
-    value: str
-    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,38 +39,6 @@ class Resolution:
     plan: Plan
     warnings: tuple[Problem, ...]
     decisions: tuple[Decision, ...]
-
-
-# A chain is queued whole, and sites bound how many jobs one user may have queued.
-_ATTEMPTS: Mapping[str, int] = {"requeue": 20, "chain": 4, "none": 1}
-
-
-@dataclass
-class _Resolver:
-    """Collects problems and decisions while a plan is put together."""
-
-    job: JobSpec
-    site: SiteSpec
-    job_source: Source
-    site_source: Source
-    facts: Facts
-    problems: list[Problem] = field(default_factory=list)
-    decisions: list[Decision] = field(default_factory=list)
-
-    def error(self, code: str, message: str, *path: str, hint: str | None = None) -> None:
-        self.problems.append(Problem(code, message, self.job_source.at(field_path(*path)), hint))
-
-    def stop_on_errors(self) -> None:
-        if any(p.severity == "error" for p in self.problems):
-            raise PlanError(self.problems)
-
-    def decide(self, key: str, value: object, source: Location | str | None) -> None:
-        text = f"{source.path}:{source.line}" if isinstance(source, Location) else source
-        self.decisions.append(Decision(key, str(value), text or "default"))
-
-    def from_job(self, key: str, value: object) -> None:
-        """Note a value of the job file, or its default."""
-        self.decide(key, value, self.job_source.marks.get(field_path(*key.split("."))))
 
 
 def resolve(
@@ -121,8 +52,9 @@ def resolve(
         With every reason found why it cannot: ``plan.*``, ``site.launch-impossible``,
         ``model.no-chat-template``, each at its line of the job file.
     """
-    r = _Resolver(job, site, job_source, site_source, facts)
+    r = Resolver(job, site, job_source, site_source, facts)
     name, partition = _choose_partition(r)
+    limits = site_checks.check_selection(r, name, partition)
     cut, replicas = _sizes(r)
     node = _node(r, partition)
     _check_engine(r, cut, node)
@@ -130,25 +62,19 @@ def resolve(
     r.stop_on_errors()
     layout = lay_out(cut, replicas, node)
     step = _step(job.engine, layout)
-    _check_extent(r, layout, partition, name)
-    _check_array(r, layout)
-    _check_idle(r, layout, partition, node)
-    runtime = _runtime(r, site.engines.get(job.engine, EngineRuntime()))
-    _check_mounts(r, runtime)
-    _check_launch(r, step, runtime)
-    _check_image(r, runtime, partition)
-    time_s = _time(r, partition, name)
+    site_checks.check_size(r, layout, partition, name, limits)
+    site_checks.check_place(r, layout, partition, name)
+    runtime = choose_runtime(r, site.engines.get(job.engine, EngineRuntime()))
+    check_runtime(r, step, runtime, partition)
+    time_s = site_checks.choose_time(r, limits, name)
+    if time_s is not None:
+        site_checks.decide_directives(r, layout, name, step, time_s)
     r.stop_on_errors()
     plan = _plan(r, name, layout, step, runtime, time_s)
     return Resolution(plan=plan, warnings=tuple(r.problems), decisions=tuple(r.decisions))
 
 
-def field_path(*keys: str) -> str:
-    """The path of a field of a file, as `Source` knows it."""
-    return functools.reduce(child, keys, "$")
-
-
-def _choose_partition(r: _Resolver) -> tuple[str, Partition]:
+def _choose_partition(r: Resolver) -> tuple[str, Partition]:
     names = list(r.site.partitions)
     wanted = r.job.resources.partition
     if wanted is None and len(names) == 1:
@@ -167,7 +93,7 @@ def _choose_partition(r: _Resolver) -> tuple[str, Partition]:
     return wanted, r.site.partitions[wanted]
 
 
-def _sizes(r: _Resolver) -> tuple[Cut, int]:
+def _sizes(r: Resolver) -> tuple[Cut, int]:
     for key in ("parallelism", "replicas"):
         if getattr(r.job, key) == "auto":
             message = f"`{key}: auto` is not there yet"
@@ -187,7 +113,7 @@ def _sizes(r: _Resolver) -> tuple[Cut, int]:
     return Cut(tp=sizes.tp, pp=sizes.pp, ep=sizes.ep), r.job.replicas
 
 
-def _node(r: _Resolver, partition: Partition) -> NodeShape:
+def _node(r: Resolver, partition: Partition) -> NodeShape:
     slots_all = partition.gpus.per_node if partition.gpus else partition.slots
     wanted = r.job.resources.gpus_per_node
     if wanted is not None and partition.gpus is None:
@@ -204,11 +130,21 @@ def _node(r: _Resolver, partition: Partition) -> NodeShape:
         None if wanted is None else r.job_source.marks.get(field_path("resources", "gpus_per_node"))
     )
     r.decide("gpus_per_node" if partition.gpus else "slots", slots, source or f"site {r.site.name}")
-    cpus = partition.cpus.count if partition.cpus else None
-    return NodeShape(slots=slots, slots_all=slots_all, has_gpus=bool(partition.gpus), cpus=cpus)
+    gpus = partition.gpus
+    unit = "node" if gpus and gpus.request is None else gpus.unit if gpus else "gpu"
+    if unit != "gpu":
+        r.from_site("gpus.unit", unit, "what can be had of a node")
+    return NodeShape(
+        slots=slots,
+        slots_all=slots_all,
+        has_gpus=gpus is not None,
+        cpus=partition.cpus.count if partition.cpus else None,
+        unit=unit,
+        socket=site_checks.gpus_of_a_socket(gpus),
+    )
 
 
-def _check_engine(r: _Resolver, cut: Cut, node: NodeShape) -> None:
+def _check_engine(r: Resolver, cut: Cut, node: NodeShape) -> None:
     engine = ENGINES[r.job.engine]
     r.from_job("engine", r.job.engine)
     if engine.needs_gpu and not node.has_gpus:
@@ -231,7 +167,7 @@ def _check_engine(r: _Resolver, cut: Cut, node: NodeShape) -> None:
     _check_options(r)
 
 
-def _check_options(r: _Resolver) -> None:
+def _check_options(r: Resolver) -> None:
     for found in _complaints(r.job):
         code = "plan.engine-option" if found.owned else "engine.options"
         where = r.job_source.at(field_path("engine_options", found.option))
@@ -250,7 +186,7 @@ def _complaints(job: JobSpec) -> list[Complaint]:
     return []
 
 
-def _check_model(r: _Resolver, cut: Cut, partition: Partition, node: NodeShape) -> None:
+def _check_model(r: Resolver, cut: Cut, partition: Partition, node: NodeShape) -> None:
     r.from_job("model", r.job.model)
     if ENGINES[r.job.engine].needs_model:
         gpus = partition.gpus
@@ -285,145 +221,16 @@ def _step(engine: str, layout: Layout) -> Step:
     return Step(kind=kind, nodes=layout.allocation.nodes, tasks_per_node=tasks)
 
 
-def _check_extent(r: _Resolver, layout: Layout, partition: Partition, name: str) -> None:
-    nodes = layout.allocation.count * layout.allocation.nodes
-    there = 1 if r.site.scheduler.type == "local" else partition.nodes
-    if there is not None and nodes > there:
-        message = (
-            f"{layout.replicas} replicas of {layout.cut.ranks} ranks need {nodes} nodes, and "
-            f"partition {name} has {there}"
-        )
-        most = there // layout.allocation.nodes * layout.allocation.replicas
-        hint = f"set replicas to at most {most}" if most else "choose a smaller tp * pp"
-        r.error("plan.too-few-nodes", message, "replicas" if most else "parallelism", hint=hint)
-
-
-def _check_array(r: _Resolver, layout: Layout) -> None:
-    size, limit = layout.allocation.count, r.site.scheduler.max_array_size
-    if limit is not None and size > limit:
-        message = (
-            f"{layout.replicas} replicas make an array of {size} jobs, and the site takes {limit}"
-        )
-        hint = (
-            f"set replicas to at most {limit * layout.allocation.replicas}, and scale the run later"
-        )
-        r.error("plan.array-too-large", message, "replicas", hint=hint)
-
-
-def _check_idle(r: _Resolver, layout: Layout, partition: Partition, node: NodeShape) -> None:
-    if partition.gpus is None:
-        return
-    a = layout.allocation
-    whole_nodes_only = partition.gpus.request is None
-    held = (node.slots_all if whole_nodes_only else a.gpus_per_node) * a.nodes * a.count
-    idle = held - layout.cut.ranks * layout.replicas
-    if idle:
-        message = f"{idle} of the {held} GPUs asked for stay idle"
-        hint = "choose tp, pp and replicas so that they fill the nodes"
-        where = r.job_source.at(field_path("parallelism"))
-        r.problems.append(Problem("plan.idle-gpus", message, where, hint, "warning"))
-
-
-def _runtime(r: _Resolver, site: EngineRuntime) -> WorkRuntime:
-    """The job's runtime over the site's, key by key; an image and a venv exclude each other."""
-    job = r.job.runtime
-    image = job.image or (None if job.venv else site.image)
-    venv = job.venv or (None if image else site.venv)
-    outside = venv is None and image is None
-    default = r.facts.own_python if r.site.scheduler.type == "local" and outside else None
-    # The site's interpreter lies in the site's image or venv.
-    site_python = None if job.image or job.venv else site.python
-    runtime = WorkRuntime(
-        python=job.python or site_python or default or "python3",
-        image=image,
-        container=r.site.container.runtime if image else "none",
-        mounts=complete_mounts(tuple(job.mounts), r.facts.reads) if image else tuple(job.mounts),
-        venv=venv,
-        modules=tuple(job.modules or site.modules),
-    )
-    for key in ("image", "venv", "python", "modules"):
-        value = getattr(runtime, key)
-        if value and getattr(job, key):
-            r.from_job(f"runtime.{key}", value)
-        elif value:
-            from_site = value == (tuple(site.modules) if key == "modules" else getattr(site, key))
-            r.decide(f"runtime.{key}", value, f"site {r.site.name}" if from_site else None)
-    return runtime
-
-
-def _check_mounts(r: _Resolver, runtime: WorkRuntime) -> None:
-    for place in runtime.mounts[len(r.job.runtime.mounts) :]:
-        if found := sorted(set(":,").intersection(place)):
-            message = f"{place} has to be mounted, and a mount cannot hold {' or '.join(found)}"
-            hint = "rename the directory, or mount one above it elsewhere with runtime.mounts"
-            r.error("plan.mount", message, "runtime", hint=hint)
-
-
-def _check_launch(r: _Resolver, step: Step, runtime: WorkRuntime) -> None:
-    launcher = r.site.launch.with_
-    if step.tasks > 1 and launcher == "none":
-        message = (
-            f"a step of {step.tasks} tasks needs a launcher, and site {r.site.name} has none "
-            "(launch.with: none)"
-        )
-        hint = "set tp and pp to 1 here, or use a site with srun or mpirun"
-        r.error("site.launch-impossible", message, "parallelism", hint=hint)
-    if runtime.image and runtime.container == "none":
-        message = f"an image is given, but site {r.site.name} starts no containers"
-        hint = "use runtime.venv, or state container.runtime in the site file"
-        r.error("site.launch-impossible", message, "runtime", hint=hint)
-    if runtime.container == "pyxis" and launcher != "srun":
-        message = f"pyxis images are started by srun, and site {r.site.name} uses {launcher}"
-        r.error("site.launch-impossible", message, "runtime", hint="set launch.with: srun")
-
-
-def _check_image(r: _Resolver, runtime: WorkRuntime, partition: Partition) -> None:
-    built_for = r.facts.image_archs.get(runtime.image or "")
-    there = partition.cpus.arch if partition.cpus else None
-    if built_for is not None and there is not None and built_for != there:
-        message = f"{runtime.image} is for {built_for}, and the CPUs of this partition are {there}"
-        hint = f"pull or build the image on a machine with {there} CPUs"
-        r.error("plan.image-architecture", message, "runtime", "image", hint=hint)
-
-
-def _time(r: _Resolver, partition: Partition, name: str) -> int | None:
-    if r.site.scheduler.type == "local":
-        return None
-    wanted, limit = r.job.resources.time, partition.time_limit
-    time_s = limit if wanted is None else wanted
-    if time_s is None:
-        hint = "set resources.time, for instance 4h"
-        r.error(
-            "plan.time-missing", f"no time is given, nor a limit of {name}", "resources", hint=hint
-        )
-    if wanted is not None and limit is not None and wanted > limit:
-        message = f"{format_duration(wanted)} are over the {format_duration(limit)} of {name}"
-        hint = f"ask for at most {format_duration(limit)}; a run goes on in the next job"
-        r.error("plan.time-over-limit", message, "resources", "time", hint=hint)
-    if time_s is not None and time_s <= r.job.limits.warn_before:
-        # Slurm would warn the job the moment it starts (sbatch(1), --signal), each time anew.
-        message = (
-            f"a time of {format_duration(time_s)} leaves nothing before the warning "
-            f"{format_duration(r.job.limits.warn_before)} ahead of its end"
-        )
-        hint = "raise resources.time or lower limits.warn_before"
-        r.error("plan.time-too-short", message, "resources", "time", hint=hint)
-    if wanted is not None:
-        r.from_job("resources.time", format_duration(wanted))
-    elif limit is not None:
-        r.decide("resources.time", format_duration(limit), f"the limit of {name}")
-    return time_s
-
-
 def _plan(
-    r: _Resolver, name: str, layout: Layout, step: Step, runtime: WorkRuntime, time_s: int | None
+    r: Resolver, name: str, layout: Layout, step: Step, runtime: WorkRuntime, time_s: int | None
 ) -> Plan:
     restart = r.site.scheduler.restart
-    attempts = r.job.limits.attempts or _ATTEMPTS[restart]
+    attempts = r.job.limits.attempts or site_checks.ATTEMPTS[restart]
     r.from_job("limits.attempts", attempts)
     for key in ("warn_before", "max_bad_fraction", "engine_restarts"):
         r.from_job(f"limits.{key}", getattr(r.job.limits, key))
     gpus = r.site.partitions[name].gpus
+    forced = gpus is not None and gpus.forced_binding
     directives = (
         () if time_s is None else slurm_directives(r.job, r.site, name, layout, step, time_s=time_s)
     )
@@ -438,7 +245,9 @@ def _plan(
         step=step,
         launcher=r.site.launch.with_,
         mpi=r.site.launch.mpi,
-        forced_binding=gpus is not None and gpus.forced_binding,
+        forced_binding=forced,
+        share_gpus=forced and selection.newer(r.site, "23.11", unknown=False),
+        scratch=site_checks.choose_scratch(r),
         runtime=runtime,
         directives=directives,
         restart=restart,
@@ -451,7 +260,7 @@ def _plan(
         origin=r.facts.origin,
         settings=r.facts.settings,
         engine_options=r.job.engine_options,
-        env={**r.site.env, **r.job.env},
+        env={**site_checks.site_environment(r, layout, step), **r.site.env, **r.job.env},
     )
 
 

@@ -258,6 +258,7 @@ class WorkRuntime:
     python: str
     image: str | None = None
     container: Literal["pyxis", "apptainer", "none"] = "none"
+    command: Literal["apptainer", "singularity"] = "apptainer"
     mounts: tuple[str, ...] = ()
     venv: str | None = None
     modules: tuple[str, ...] = ()
@@ -279,6 +280,10 @@ class Plan:
         ``(option, value)`` pairs for ``#SBATCH`` lines; a value of None is a bare flag.
     env
         Exported to every rank, the site's first and the job's after it.
+    share_gpus
+        Under forced binding: whether Slurm has ``--gres-flags=allow-task-sharing``.
+    scratch
+        Directory on each node for the caches of engines; it may name variables of the job.
     """
 
     schema: int = 1
@@ -306,6 +311,8 @@ class Plan:
     settings: tuple[str, ...] = ()
     engine_options: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+    share_gpus: bool = False
+    scratch: str | None = None
 
     def task(self, replica: int, number: int) -> tuple[Placement, ...]:
         """The ranks of one task of a replica's step, which are neighbours on one node."""

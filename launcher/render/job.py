@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 
 from launcher.plan.types import Plan
 from launcher.render.engine import render_template
-from launcher.render.quoting import Raw, shell_value
-from launcher.render.step import step_words
+from launcher.render.quoting import Raw, shell_path, shell_value
+from launcher.render.step import CACHES, step_words
 from launcher.render.tensorrt_llm import engine_file
 
 __all__ = ["render_job"]
@@ -48,6 +48,9 @@ def render_job(
         "run_dir": run_dir,
         "plan_number": plan_number,
         "env": [(Raw(name), value) for name, value in plan.env.items()],
+        "scratch": shell_path(plan.scratch) if plan.scratch else None,
+        "caches": [(Raw(name), Raw(place)) for name, place in CACHES.items()],
+        "exclude": dict(plan.directives).get("--exclude"),
         "modules": plan.runtime.modules,
         "venv": plan.runtime.venv,
         "in_image": plan.runtime.image is not None,

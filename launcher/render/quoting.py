@@ -6,10 +6,11 @@ Slurm reads with a tokeniser of its own. Each has one function here.
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import PurePath
 
-__all__ = ["Raw", "sbatch_value", "shell_value"]
+__all__ = ["Raw", "sbatch_value", "shell_path", "shell_value"]
 
 _BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:%=,@+")
 
@@ -41,6 +42,27 @@ def shell_value(value: object) -> str:
     if "\0" in text:
         raise ValueError("a shell word cannot hold NUL")
     return shlex.quote(text) if text.isprintable() else _ansi_c(text)
+
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
+
+
+def shell_path(text: str) -> Raw:
+    """``text`` as a word of bash in which ``$NAME`` and ``${NAME}`` are expanded, nothing else.
+
+    Where such a variable is unset or empty the script stops and says so: the path would be
+    another one.
+    """
+    pieces = []
+    end = 0
+    for match in _VARIABLE.finditer(text):
+        if match.start() > end:
+            pieces.append(shell_value(text[end : match.start()]))
+        pieces.append(f'"${{{match[1] or match[2]}:?}}"')
+        end = match.end()
+    if end < len(text) or not pieces:
+        pieces.append(shell_value(text[end:]))
+    return Raw("".join(pieces))
 
 
 def _ansi_c(text: str) -> str:

@@ -7,9 +7,24 @@ from pathlib import PurePosixPath
 
 from launcher.plan.directives import cpus_per_task
 from launcher.plan.types import Plan
-from launcher.render.quoting import Raw
+from launcher.render.quoting import Raw, shell_path, shell_value
 
-__all__ = ["step_words"]
+__all__ = ["CACHES", "step_words"]
+
+# Where engines and what they compile with keep what they made, each with its own default below
+# the home directory or /tmp. XDG_CACHE_HOME is left alone: models of the Hugging Face hub are
+# found below it. (vLLM, envs.py; Triton, knobs.py; PyTorch, _inductor/runtime/cache_dir_utils.py
+# and utils/cpp_extension.py; FlashInfer, jit/env.py; TensorRT-LLM, deep_gemm/compiler.cuh; CUDA
+# C++ Programming Guide, "CUDA Environment Variables".)
+CACHES = {
+    "CUDA_CACHE_PATH": "cuda",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TORCH_EXTENSIONS_DIR": "torch-extensions",
+    "TRITON_CACHE_DIR": "triton",
+    "TRTLLM_DG_CACHE_DIR": "deep-gemm",
+    "VLLM_CACHE_ROOT": "vllm",
+}
 
 # From the end of the first task to that of the last.
 _PARTING_S = 60
@@ -30,11 +45,17 @@ def _python(plan: Plan) -> Iterator[Word]:
         # out, one of them new in 2024, the other of no use for values with commas: `env` has
         # the last word in both, in each version.
         yield "env"
-        for name in sorted({*plan.env, "PYTHONNOUSERSITE", "PYTHONPATH", "PYTHONUNBUFFERED"}):
+        for name in exported(plan, "PYTHONNOUSERSITE"):
             yield Raw(f'{name}="${name}"')
     # With a venv, PATH finds its interpreter, unless the user named one by path.
     yield runtime.python
     yield from ("-m", "launcher.runner.rank")
+
+
+def exported(plan: Plan, *more: str) -> list[str]:
+    """The variables that the script sets for ranks, in order."""
+    caches = CACHES if plan.scratch is not None else ()
+    return sorted({*plan.env, *caches, "PYTHONPATH", "PYTHONUNBUFFERED", *more})
 
 
 def _srun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
@@ -54,19 +75,28 @@ def _srun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
     if plan.mpi is not None:
         yield f"--mpi={plan.mpi}"
     if plan.forced_binding:
+        # A rank reads the list of all GPUs of its job. allow-task-sharing alone would let it
+        # open them and yet list but its own (srun(1), "--gres-flags").
         yield "--gpu-bind=none"
+    if plan.share_gpus:
+        yield "--gres-flags=allow-task-sharing"
     yield from ("--label", "--unbuffered")
     if plan.runtime.container == "pyxis" and plan.runtime.image:
         yield f"--container-image={plan.runtime.image}"
         places = (str(run_dir), *plan.runtime.mounts)
         mounts = ",".join(m if ":" in m else f"{m}:{m}" for m in places)
-        yield f"--container-mounts={mounts}"
+        option = f"--container-mounts={mounts}"
+        if plan.scratch is None:
+            yield option
+        else:
+            place = shell_path(plan.scratch)
+            yield Raw(f"{shell_value(option)},{place}:{place}")
         yield from ("--no-container-mount-home", f"--container-workdir={run_dir}")
 
 
 def _mpirun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:  # noqa: ARG001 - as _srun
     step = plan.step
-    names = sorted({*plan.env, "PYTHONPATH", "PYTHONUNBUFFERED", "PATH"})
+    names = exported(plan, "PATH")
     if plan.mpi in ("hydra", "intel"):
         # Hydra starts its proxies by srun. Where Slurm's default is PMIx, MPICH would find the
         # variables of two kinds of PMI and give up; and packed replicas would queue for steps.
@@ -91,18 +121,20 @@ _LAUNCHERS = {"srun": _srun, "mpirun": _mpirun, "none": _none}
 # Where the PMIx server of this node waits for its ranks: below Slurm's spool directory, or
 # mpirun's own. Only the rank is told. Under pyxis a hook of enroot mounts it (enroot,
 # conf/hooks/extra/50-slurm-pmi.sh).
-_WITH_PMIX = 'exec apptainer exec ${PMIX_SERVER_TMPDIR:+--bind "$PMIX_SERVER_TMPDIR"} "$@"'
+_WITH_PMIX = 'exec "$0" exec ${PMIX_SERVER_TMPDIR:+--bind "$PMIX_SERVER_TMPDIR"} "$@"'
 
 
 def _apptainer(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
     if plan.runtime.container != "apptainer" or not plan.runtime.image:
         return
     if plan.mpi in ("pmix", "openmpi4", "openmpi5"):
-        yield from ("bash", "-c", _WITH_PMIX, "apptainer")
+        yield from ("bash", "-c", _WITH_PMIX, plan.runtime.command)
     else:
-        yield from ("apptainer", "exec")
+        yield from (plan.runtime.command, "exec")
     if plan.layout.allocation.gpus_per_node:
         yield "--nv"
     for path in (str(run_dir), *plan.runtime.mounts):
         yield from ("--bind", path)
+    if plan.scratch:
+        yield from ("--bind", shell_path(plan.scratch))
     yield from ("--pwd", run_dir, plan.runtime.image)

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from launcher.spec.leaves import EnvName, Fraction, Name, NonNegative, Positive, Seconds, Text
+from launcher.spec.leaves import (
+    EnvName,
+    Fraction,
+    Name,
+    NonNegative,
+    Option,
+    Positive,
+    Seconds,
+    Text,
+)
 
 __all__ = [
     "EngineName",
@@ -129,7 +138,16 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes
     ----------
     at_once
-        Allocations that may run at the same time; all of them unless stated.
+        Allocations that may run at the same time; all of them unless stated, or as many as the
+        site lets one user run.
+    constraint
+        Features that the nodes have to have, as ``--constraint`` takes them, in place of the
+        site's.
+    exclude
+        Nodes to do without, as a list of host names in Slurm's form.
+    sbatch
+        More options for Slurm, such as ``--mail-type=END``. One that the plan would give too,
+        as ``--mem=200G``, has the last word.
     """
 
     partition: Text | None = None
@@ -139,6 +157,9 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     reservation: Text | None = None
     gpus_per_node: Positive | None = None
     at_once: Positive | None = None
+    constraint: Text | None = None
+    exclude: Text | None = None
+    sbatch: list[Option] = []
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -190,4 +211,4 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     limits: Limits = Limits()
     engine_options: dict[str, Any] = {}
     env: dict[EnvName, str] = {}
-    allow: list[Literal["tp-over-fabric"]] = []
+    allow: list[Literal["tp-over-fabric", "mixed-nodes", "unlisted-qos"]] = []

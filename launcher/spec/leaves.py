@@ -14,6 +14,7 @@ __all__ = [
     "Fraction",
     "Name",
     "NonNegative",
+    "Option",
     "Positive",
     "Seconds",
     "Text",
@@ -27,7 +28,8 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
-
+# An option of a command line with its value, if it has one.
+Option = Annotated[str, Meta(pattern=r"^--[a-z][a-z-]*(=[^\s]+)?$")]
 Text = Annotated[str, Meta(min_length=1)]
 
 

@@ -16,7 +16,8 @@ from jinja2.sandbox import SandboxedEnvironment
 from launcher.errors import Problem, SpecError
 from launcher.spec.decode import decode
 from launcher.spec.job import JobSpec, Runtime
-from launcher.spec.site import EngineRuntime, Partition, SiteSpec
+from launcher.spec.site import EngineRuntime, SiteSpec
+from launcher.spec.site_rules import check_partitions, check_scratch, repeated
 from launcher.spec.source import Source, by_position, child, spoken
 
 __all__ = ["check_job", "check_site", "read_job", "read_site"]
@@ -31,13 +32,49 @@ _SECRET = re.compile(
 _SCRIPTS_OWN = re.compile(
     r"HPC_LLM_(?!PATIENCE\Z).*|CUDA_VISIBLE_DEVICES|run|plan|job|restart|stat|entry|replicas?"
     r"|per_allocation|first|end|ended|pids|before|failed|died|resumable|again|signalled|code"
-    r"|batch|warned|told|given_up|idle"
+    r"|batch|warned|told|given_up|idle|cache"
     r"|BASHOPTS|BASH_VERSINFO|EUID|IFS|PPID|SHELLOPTS|UID",
     re.DOTALL,
 )
 # What a scheduler or an MPI tells its processes, but not the knobs of Open MPI and PMIx. A site
 # may have reasons to set these; a job has none.
 _SCHEDULERS_OWN = re.compile(r"(?!OMPI_MCA_|PMIX_MCA_)(?:SLURM_|PMI|OMPI_).*", re.DOTALL)
+# Options that the plan gives to sbatch, or that would undo what it gives, and the key of the job
+# file for the same.
+_PLANS_OWN = {
+    "--account": "resources.account",
+    "--array": "replicas",
+    "--chdir": None,
+    "--constraint": "resources.constraint",
+    "--cpus-per-gpu": None,
+    "--cpus-per-task": None,
+    "--error": None,
+    "--exclude": "resources.exclude",
+    "--export": "env",
+    "--gpu-bind": None,
+    "--gpus-per-node": "resources.gpus_per_node",
+    "--gpus-per-socket": "resources.gpus_per_node",
+    "--gpus-per-task": "resources.gpus_per_node",
+    "--gres": "resources.gpus_per_node",
+    "--job-name": "name",
+    "--no-requeue": None,
+    "--nodes": "parallelism",
+    "--ntasks-per-gpu": None,
+    "--ntasks-per-node": "parallelism",
+    "--open-mode": None,
+    "--output": None,
+    "--parsable": None,
+    "--partition": "resources.partition",
+    "--qos": "resources.qos",
+    "--requeue": None,
+    "--reservation": "resources.reservation",
+    "--signal": "limits.warn_before",
+    "--test-only": None,
+    "--time": "resources.time",
+    "--tres-per-task": None,
+    "--wait": None,
+    "--wrap": None,
+}
 # Slurm holds the lead of --signal in 16 bits (sbatch(1), "--signal").
 _LONGEST_WARNING_S = 65535
 # These go to the engine or the prompt as data, never to a directive or a path.
@@ -99,6 +136,7 @@ def check_job(job: JobSpec, source: Source) -> list[Problem]:
         *_keep(job, source),
         *_secrets(job.env, source),
         *_reserved_names(job.env, source, _SCRIPTS_OWN, _SCHEDULERS_OWN),
+        *_sbatch(job, source),
         *_warning(job, source),
     ]
     return by_position(found, source)
@@ -112,19 +150,20 @@ def check_site(site: SiteSpec, source: Source) -> list[Problem]:
     """
     found = [
         *_control_characters(source),
-        *_secrets(site.env, source),
-        *_reserved_names(site.env, source, _SCRIPTS_OWN),
         *_hostname(site, source),
         *_launch(site, source),
         *_engines(site, source),
+        *check_scratch(site, source),
+        *check_partitions(site, source),
     ]
-    if not site.partitions:
-        hint = "describe at least one partition"
-        found.append(
-            Problem("spec.invalid", "`partitions` is empty", source.at("$.partitions"), hint)
-        )
-    for name, partition in site.partitions.items():
-        found += _rails(partition, child("$.partitions", name), source)
+    fabrics = {
+        f"{child('$.partitions', name)}.fabric.env": partition.fabric.env
+        for name, partition in site.partitions.items()
+        if partition.fabric is not None
+    }
+    for at, env in {"$.env": site.env, **fabrics}.items():
+        found += _secrets(env, source, at)
+        found += _reserved_names(env, source, _SCRIPTS_OWN, at=at)
     return by_position(found, source)
 
 
@@ -213,30 +252,25 @@ def _mounts(runtime: Runtime, source: Source) -> Iterator[Problem]:
 
 def _keep(job: JobSpec, source: Source) -> Iterator[Problem]:
     names = [] if isinstance(job.output.keep, str) else job.output.keep
-    for index in _repeated(names):
+    for index in repeated(names):
         message = f"`output.keep` names {names[index]!r} twice"
         where = source.at(f"$.output.keep[{index}]")
         yield Problem("spec.conflict", message, where, "delete one of them")
 
 
-def _repeated(names: list[str]) -> list[int]:
-    first: dict[str, int] = {}
-    return [index for index, name in enumerate(names) if first.setdefault(name, index) != index]
-
-
-def _secrets(env: Iterable[str], source: Source) -> Iterator[Problem]:
+def _secrets(env: Iterable[str], source: Source, at: str = "$.env") -> Iterator[Problem]:
     for name in filter(_SECRET.search, env):
         message = f"`env` holds `{name}`, which looks like a secret and would be in every script"
         hint = "export it in the shell before submitting; it is inherited"
-        yield Problem("spec.secret", message, source.key_at(child("$.env", name)), hint)
+        yield Problem("spec.secret", message, source.key_at(child(at, name)), hint)
 
 
 def _reserved_names(
-    env: Iterable[str], source: Source, *reserved: re.Pattern[str]
+    env: Iterable[str], source: Source, *reserved: re.Pattern[str], at: str = "$.env"
 ) -> Iterator[Problem]:
     for name in (name for name in env if any(r.fullmatch(name) for r in reserved)):
         message = f"`env` sets `{name}`, which the job script, the scheduler or bash sets itself"
-        where = source.key_at(child("$.env", name))
+        where = source.key_at(child(at, name))
         yield Problem("spec.reserved-env", message, where, "delete it")
 
 
@@ -245,6 +279,19 @@ def _warning(job: JobSpec, source: Source) -> Iterator[Problem]:
         message = f"`limits.warn_before` is {int(job.limits.warn_before)} s, out of Slurm's range"
         where = source.at("$.limits.warn_before")
         yield Problem("spec.invalid", message, where, "choose from 1s to 18h")
+
+
+def _sbatch(job: JobSpec, source: Source) -> Iterator[Problem]:
+    for index, option in enumerate(job.resources.sbatch):
+        name = option.partition("=")[0]
+        # Slurm takes the beginning of an option for the option.
+        own = next((own for own in _PLANS_OWN if own.startswith(name)), None)
+        if own is not None:
+            message = f"`resources.sbatch` gives {option}, which the plan decides"
+            key = _PLANS_OWN[own]
+            hint = f"set `{key}` instead" if key else "delete it"
+            where = source.at(f"$.resources.sbatch[{index}]")
+            yield Problem("spec.conflict", message, where, hint)
 
 
 def _hostname(site: SiteSpec, source: Source) -> Iterator[Problem]:
@@ -276,20 +323,3 @@ def _engines(site: SiteSpec, source: Source) -> Iterator[Problem]:
             message = f"{spoken(child(at, 'image'))} is given, and `container.runtime` is 'none'"
             hint = "name the container runtime that starts it"
             yield Problem("spec.conflict", message, source.key_at(child(at, "image")), hint)
-
-
-def _rails(partition: Partition, at: str, source: Source) -> Iterator[Problem]:
-    rails = partition.fabric.rails if partition.fabric else []
-    field = f"{at}.fabric.rails"
-    for index in _repeated([rail.hca for rail in rails]):
-        message = f"{spoken(field)} names {rails[index].hca!r} twice"
-        where = source.at(f"{field}[{index}].hca")
-        yield Problem("spec.conflict", message, where, "name each port once")
-    gpus_per_node = partition.gpus.per_node if partition.gpus else 0
-    for number, rail in enumerate(rails):
-        for index, gpu in enumerate(rail.gpus):
-            if gpu >= gpus_per_node:
-                message = f"rail {rail.hca!r} names GPU {gpu} of nodes with {gpus_per_node} GPUs"
-                where = source.at(f"{field}[{number}].gpus[{index}]")
-                hint = "count GPUs from 0, and check `gpus.per_node`"
-                yield Problem("spec.conflict", message, where, hint)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from launcher.spec.leaves import Bytes, EnvName, Name, NonNegative, Positive, Seconds, Text
+from launcher.spec.leaves import Bytes, EnvName, Name, NonNegative, Option, Positive, Seconds, Text
 
 __all__ = [
     "Container",
@@ -28,8 +28,6 @@ __all__ = [
     "Topology",
 ]
 
-# An option with its value, if it has one: what a site wants added to a command line.
-Option = Annotated[str, Meta(pattern=r"^--[a-z][a-z-]*(=[^\s]+)?$")]
 # A list of CPUs as Linux and nvidia-smi write it: ``0-15,128-143``.
 CpuList = Annotated[str, Meta(pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$")]
 
@@ -111,8 +109,9 @@ class Scratch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     Attributes
     ----------
     node_local
-        Directory on a disk or in the memory of the node, as jobs know it; it may name
-        variables, as in ``$SLURM_TMPDIR``. Caches of the engines go there.
+        Directory on a disk or in the memory of the node, by the same path on all nodes of a
+        job; it may name variables, as in ``$SLURM_TMPDIR``. Caches of the engines go there,
+        so it is best one that is emptied after each job.
     read_only
         Directories that compute nodes only read; they may name variables, as in ``$HOME``.
     """
@@ -152,13 +151,14 @@ class Gpus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Which GPUs NVLink joins: ``all-to-all``, ``pairs`` (bridges) or ``none``.
     request
         The option that asks for ``{n}`` of them on each node; absent where whole nodes are
-        given without asking.
+        given without asking. With ``--gpus`` alone, ``{n}`` counts those of the whole job.
     unit
         What can be had of a node: any number of its GPUs, only all of them, or one or all.
     cpus
         For each GPU, by index, the CPUs next to it: "CPU Affinity" of ``nvidia-smi topo -m``.
     forced_binding
-        Slurm binds a GPU to each task here, so that ``--gpu-bind=none`` is needed.
+        Slurm binds a GPU to each task here, so that ``--gpu-bind=none`` is needed; beside it,
+        where ``scheduler.version`` is 23.11 or later, ``--gres-flags=allow-task-sharing``.
     """
 
     model: Text
@@ -277,6 +277,8 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         What one job may ask for beside ``time_limit``.
     qos
         The same by the name of a QoS, where it differs.
+    memory
+        What a job can be given of a node's.
     slots
         Ranks that one node takes where there are no GPUs.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -17,7 +18,7 @@ from launcher.plan.types import Plan
 from launcher.prepare import prepare
 from launcher.render.job import render_job
 from launcher.render.quoting import Raw
-from launcher.render.step import step_words
+from launcher.render.step import CACHES, step_words
 from launcher.resources import builtin, search_path, templates
 from launcher.spec.rules import read_job
 from launcher.spec.source import parse
@@ -221,6 +222,44 @@ def test_hostile_values_reach_the_step_unchanged_and_nothing_of_them_is_run(
     assert environ.get("VIRTUAL_ENV") == plan.runtime.venv
     registered = json.loads((run_dir / "jobs" / "77.0.json").read_text())
     assert (registered["job"], registered["restart"], registered["plan"]) == ("77", 0, "0001")
+
+
+SCRATCH = "scratch $(touch x) `touch x` 'a\"b #SBATCH é"
+
+
+def test_caches_lie_on_the_node_while_the_job_runs_whatever_the_disk_is_called(
+    tmp_path: Path,
+) -> None:
+    plan = dataclasses.replace(planned("hostile-venv"), scratch=f"${{HOME}}/{SCRATCH}")
+    (tmp_path / SCRATCH).mkdir()
+    _, ran = run_script(plan, tmp_path)
+    assert (ran.code, ran.stderr) == (0, "")
+    assert [path for path in tmp_path.rglob("*") if path.name == "x"] == []
+    environ = ran.environ()
+    for name in CACHES.keys() - plan.env.keys():
+        place = Path(environ[name])
+        assert place.parent.parent == tmp_path / SCRATCH
+        assert place.parent.name.startswith("hpc-llm.")
+    assert list((tmp_path / SCRATCH).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("scratch", "says"), [("${HOME}/none", "/none/hpc-llm."), ("$NOT_SET", "NOT_SET: parameter")]
+)
+def test_a_disk_that_a_node_has_not_is_said_and_nothing_starts(
+    scratch: str, says: str, tmp_path: Path
+) -> None:
+    plan = dataclasses.replace(planned("hostile-venv"), scratch=scratch)
+    _, ran = run_script(plan, tmp_path)
+    assert (ran.code, list(ran.out.iterdir())) == (4, [])
+    assert says in ran.stderr
+
+
+def test_a_cache_that_the_job_places_itself_stays_there(tmp_path: Path) -> None:
+    plan = planned("hostile-venv")
+    own = dataclasses.replace(plan, scratch="/tmp", env={**plan.env, "TRITON_CACHE_DIR": "/own"})
+    _, ran = run_script(own, tmp_path)
+    assert ran.environ()["TRITON_CACHE_DIR"] == "/own"
 
 
 def test_a_hostile_image_stands_word_for_word_in_the_step(tmp_path: Path) -> None:

@@ -33,6 +33,57 @@ def layouts(draw: st.DrawFn, *, tp_fits: bool | None = None) -> tuple[Layout, No
     return lay_out(cut, draw(st.integers(1, 20)), shape), shape
 
 
+SOCKETS = NodeShape(slots=8, slots_all=8, has_gpus=True, socket=4, unit="node")
+
+
+def gpus_of(layout: Layout) -> list[list[int | None]]:
+    return [[p.gpu for p in layout.replica(r)] for r in range(layout.replicas)]
+
+
+def test_packed_replicas_do_not_lie_across_two_sockets() -> None:
+    assert gpus_of(lay_out(Cut(tp=3), 3, SOCKETS)) == [[0, 1, 2], [4, 5, 6], [0, 1, 2]]
+    assert gpus_of(lay_out(Cut(tp=2), 4, SOCKETS)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_a_replica_larger_than_a_socket_starts_at_the_first_gpu() -> None:
+    assert gpus_of(lay_out(Cut(tp=2, pp=3), 1, SOCKETS)) == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_sockets_cost_no_room_and_are_unknown_on_part_of_a_node() -> None:
+    uneven = NodeShape(slots=6, slots_all=8, has_gpus=True, socket=4, unit="node")
+    assert gpus_of(lay_out(Cut(tp=3), 2, uneven)) == [[0, 1, 2], [3, 4, 5]]
+    part = NodeShape(slots=8, slots_all=8, has_gpus=True, socket=4)
+    assert gpus_of(lay_out(Cut(tp=3), 2, part)) == [[0, 1, 2], [3, 4, 5]]
+
+
+@given(
+    ranks=st.integers(1, 8),
+    replicas=st.integers(1, 20),
+    slots=st.integers(1, 8),
+    socket=st.none() | st.integers(1, 8),
+)
+def test_no_two_replicas_of_an_allocation_share_a_gpu(
+    ranks: int, replicas: int, slots: int, socket: int | None
+) -> None:
+    assume(ranks <= slots)
+    shape = NodeShape(slots=slots, slots_all=8, has_gpus=True, socket=socket, unit="node")
+    layout = lay_out(Cut(tp=ranks), replicas, shape)
+    used = [(p.node, p.gpu) for p in layout.placements]
+    assert len(set(used)) == len(used)
+    assert all(gpu is not None and gpu < slots for _, gpu in used)
+
+
+@given(tp=st.integers(1, 24), pp=st.integers(1, 6), slots=st.integers(1, 8))
+def test_no_node_holds_a_part_of_one_stage_and_a_part_of_another(
+    tp: int, pp: int, slots: int
+) -> None:
+    layout = lay_out(Cut(tp=tp, pp=pp), 1, node(slots))
+    stages = {n: {p.pp_rank for p in layout.placements if p.node == n} for n in range(tp * pp)}
+    if tp > slots:
+        assert max(map(len, stages.values())) == 1
+        assert layout.allocation.nodes % pp == 0
+
+
 @given(layouts())
 def test_there_is_one_placement_for_each_rank_of_each_replica_in_order(
     made: tuple[Layout, NodeShape],

@@ -55,6 +55,18 @@ def test_packed_replicas_share_a_row() -> None:
     ]
 
 
+def test_a_replica_stands_under_its_own_gpus() -> None:
+    shape = NodeShape(slots=4, slots_all=4, has_gpus=True, socket=2, unit="node")
+    assert draw(lay_out(Cut(pp=1), 2, shape)).splitlines()[1] == (
+        "node 0    0:0.0  0:0.0  replicas 0-1"
+    )
+    wide = NodeShape(slots=8, slots_all=8, has_gpus=True, socket=4, unit="node")
+    assert draw(lay_out(Cut(tp=3), 2, wide)).splitlines()[:2] == [
+        "          GPU 0  GPU 1  GPU 2  GPU 3  GPU 4  GPU 5  GPU 6",
+        "node 0    0:0.0  1:0.1  2:0.2         0:0.0  1:0.1  2:0.2  replicas 0-1",
+    ]
+
+
 def test_nodes_without_gpus_have_slots() -> None:
     assert draw(laid(Cut(), 1, 1, gpus=False)).splitlines()[0] == "          slot 0"
 

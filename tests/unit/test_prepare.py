@@ -165,6 +165,27 @@ def test_an_output_path_is_where_it_says(job: Path, path: str, expected: str) ->
     assert prepare(job).run.path == job.parent / expected
 
 
+def test_a_run_where_compute_nodes_cannot_write_is_refused(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "project")
+    monkeypatch.setenv("PROJECT", str(tmp_path / "link"))
+    site = tmp_path / "site.yaml"
+    site.write_text(
+        "name: s\nscheduler: {type: local}\nlaunch: {with: none}\n"
+        "scratch: {read_only: [$PROJECT, /nowhere, $UNSET_VARIABLE]}\npartitions: {m: {}}\n"
+    )
+    for place in ("link", "project"):
+        with pytest.raises(HpcLlmError) as caught:
+            prepare(job, site=str(site), settings=[f"output.path={tmp_path}/{place}/run"])
+        (problem,) = caught.value.problems
+        assert (problem.code, problem.where is not None) == ("plan.read-only", True)
+        assert "$PROJECT" in problem.message
+    elsewhere = prepare(job, site=str(site), settings=[f"output.path={tmp_path}/linked/run"])
+    assert elsewhere.run.path == tmp_path / "linked" / "run"
+
+
 def test_an_output_path_in_the_home_is_found(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     write(job, output={"path": "~/runs/x"})

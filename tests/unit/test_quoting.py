@@ -11,7 +11,7 @@ import sbatch_tokens
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from launcher.render.quoting import Raw, sbatch_value, shell_value
+from launcher.render.quoting import Raw, sbatch_value, shell_path, shell_value
 
 HOSTILE = [
     "",
@@ -197,3 +197,44 @@ def test_the_port_stops_at_the_first_command() -> None:
 
 def test_the_standard_library_alone_would_lose_a_backslash() -> None:
     assert sbatch_tokens.words(f"--x={shlex.quote(chr(92) + 'a')}") == ["--x=a"]
+
+
+# A path that names variables
+
+
+def expanded(path: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    script = f"printf %s {shell_path(path)}"
+    env = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **environ}
+    return subprocess.run(
+        ["bash", "-c", script], env=env, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("$SLURM_TMPDIR", "/l/a b"),
+        ("${SLURM_TMPDIR}x/y z", "/l/a bx/y z"),
+        ("/local/$USER/$SLURM_TMPDIR", "/local/me//l/a b"),
+        ("/scratch", "/scratch"),
+        ("/a'b\"c", "/a'b\"c"),
+    ],
+)
+def test_variables_of_a_path_are_expanded_into_one_word(path: str, word: str) -> None:
+    assert expanded(path, SLURM_TMPDIR="/l/a b", USER="me").stdout == word
+
+
+@pytest.mark.parametrize("value", [text for text in HOSTILE if text and "\0" not in text])
+def test_neither_a_path_nor_its_variables_run_anything(value: str) -> None:
+    found = expanded("/a/$X/b", X=value)
+    assert (found.returncode, found.stdout) == (0, f"/a/{value}/b".replace("\r\n", "\n"))
+    literal = expanded(f"/a{value}".replace("$", "").replace("\r", ""))
+    assert literal.stdout == f"/a{value}".replace("$", "").replace("\r", "")
+
+
+@pytest.mark.parametrize("environ", [{}, {"SLURM_TMPDIR": ""}])
+def test_a_path_of_an_unset_variable_stops_the_script(environ: dict[str, str]) -> None:
+    found = expanded("$SLURM_TMPDIR/x", **environ)
+    assert found.returncode != 0
+    assert "SLURM_TMPDIR" in found.stderr
+    assert found.stdout == ""

@@ -19,6 +19,9 @@ from launcher.schedulers.refusals import cause_of
         ("Batch job submission failed: Requested time limit is invalid", "resources.time"),
         ("Batch job submission failed: Requested node configuration is not available", "tp, pp"),
         ("Batch job submission failed: Invalid job array specification", "replicas"),
+        ("Batch job submission failed: Invalid feature specification", "resources.constraint"),
+        ("Batch job submission failed: Invalid --segment specification", "topology.nodes"),
+        ("Batch job submission failed: Invalid node name specified", "resources.exclude"),
         ("Batch job submission failed: Invalid generic resource (gres) specification", "request"),
     ],
 )

@@ -34,6 +34,7 @@ FOUR = {"eight-of-a-group": OVER}
 EIGHT: dict[str, str] = {}
 TWO = {**FOUR, "four-over-two-nodes": OVER}
 ONE = {**TWO, "two-of-two": OVER}
+LARGE, QUEUED = "plan.job-too-large", "plan.too-many-jobs"
 REFUSED = {
     "delta.gpuA100x8": EIGHT,
     "delta.gpuH200x8": EIGHT,
@@ -41,6 +42,7 @@ REFUSED = {
     "ferranti": EIGHT,
     "generic": {"four-of-one": "plan.no-gpus", **dict.fromkeys(ONE, f"plan.no-gpus {OVER}")},
     "karolina": EIGHT,
+    "kestrel.debug": {**dict.fromkeys(JOBS.keys() - {"echo"}, LARGE), **FOUR},  # two GPUs
     "killarney.h100": EIGHT,
     "killarney.l40s": ONE,
     "local": dict.fromkeys(JOBS.keys() - {"echo"}, "plan.no-gpus"),
@@ -48,8 +50,11 @@ REFUSED = {
     "lonestar6.gpu-a100-dev": ONE,
     "lonestar6.gpu-h100": TWO,
     "nibi": EIGHT,
+    "roihu.gpularge": {**FOUR, "echo": "plan.job-too-small"},
+    "roihu.gpumedium": {**FOUR, "four-over-two-nodes": LARGE},
     "tamia.h200": EIGHT,
-    "vista": ONE,
+    "vista.gh": ONE,
+    "vista.gh-dev": {**ONE, "echo": QUEUED, "four-of-one": QUEUED},  # a chain of four is queued
 }
 
 

@@ -82,7 +82,7 @@ start_step() { # replica
     PYTHONUNBUFFERED \
     bash \
     -c \
-    'exec apptainer exec ${PMIX_SERVER_TMPDIR:+--bind "$PMIX_SERVER_TMPDIR"} "$@"' \
+    'exec "$0" exec ${PMIX_SERVER_TMPDIR:+--bind "$PMIX_SERVER_TMPDIR"} "$@"' \
     apptainer \
     --nv \
     --bind \

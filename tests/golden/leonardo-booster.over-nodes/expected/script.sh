@@ -67,7 +67,7 @@ start_step() { # replica
     --wait=60 \
     --label \
     --unbuffered \
-    apptainer \
+    singularity \
     exec \
     --nv \
     --bind \

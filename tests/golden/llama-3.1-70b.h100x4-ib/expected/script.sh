@@ -73,7 +73,7 @@ start_step() { # replica
     --unbuffered \
     bash \
     -c \
-    'exec apptainer exec ${PMIX_SERVER_TMPDIR:+--bind "$PMIX_SERVER_TMPDIR"} "$@"' \
+    'exec "$0" exec ${PMIX_SERVER_TMPDIR:+--bind "$PMIX_SERVER_TMPDIR"} "$@"' \
     apptainer \
     --nv \
     --bind \

@@ -1,7 +1,8 @@
 #!/bin/bash
 #SBATCH --job-name=over-nodes
-#SBATCH --partition=gpu
-#SBATCH --account=proj42
+#SBATCH --account=proj42_g
+#SBATCH --qos=regular
+#SBATCH --constraint=gpu
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --cpus-per-task=32

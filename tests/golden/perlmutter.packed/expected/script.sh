@@ -1,7 +1,8 @@
 #!/bin/bash
 #SBATCH --job-name=packed
-#SBATCH --partition=gpu
-#SBATCH --account=proj42
+#SBATCH --account=proj42_g
+#SBATCH --qos=regular
+#SBATCH --constraint=gpu
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=2
 #SBATCH --cpus-per-task=64

@@ -49,6 +49,15 @@ fi
 
 unset PYTHONPATH # what the shell that submitted has there lies outside of the image
 export PYTHONNOUSERSITE=1 # and so do the packages in this user's home
+cache=$(mktemp -d "${TMPDIR:?}"/hpc-llm.XXXXXXXX) || exit 4
+trap 'rm -rf -- "$cache"' EXIT
+export CUDA_CACHE_PATH="$cache"/cuda
+export FLASHINFER_WORKSPACE_BASE="$cache"/flashinfer
+export TORCHINDUCTOR_CACHE_DIR="$cache"/inductor
+export TORCH_EXTENSIONS_DIR="$cache"/torch-extensions
+export TRITON_CACHE_DIR="$cache"/triton
+export TRTLLM_DG_CACHE_DIR="$cache"/deep-gemm
+export VLLM_CACHE_ROOT="$cache"/vllm
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
 
@@ -75,13 +84,22 @@ start_step() { # replica
     /models \
     --bind \
     /golden \
+    --bind \
+    "${TMPDIR:?}" \
     --pwd \
     /runs/over-nodes \
     /images/trtllm.sif \
     env \
+    CUDA_CACHE_PATH="$CUDA_CACHE_PATH" \
+    FLASHINFER_WORKSPACE_BASE="$FLASHINFER_WORKSPACE_BASE" \
     PYTHONNOUSERSITE="$PYTHONNOUSERSITE" \
     PYTHONPATH="$PYTHONPATH" \
     PYTHONUNBUFFERED="$PYTHONUNBUFFERED" \
+    TORCHINDUCTOR_CACHE_DIR="$TORCHINDUCTOR_CACHE_DIR" \
+    TORCH_EXTENSIONS_DIR="$TORCH_EXTENSIONS_DIR" \
+    TRITON_CACHE_DIR="$TRITON_CACHE_DIR" \
+    TRTLLM_DG_CACHE_DIR="$TRTLLM_DG_CACHE_DIR" \
+    VLLM_CACHE_ROOT="$VLLM_CACHE_ROOT" \
     python3 \
     -m \
     launcher.runner.rank \

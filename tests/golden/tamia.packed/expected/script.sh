@@ -1,6 +1,5 @@
 #!/bin/bash
 #SBATCH --job-name=packed
-#SBATCH --partition=h100
 #SBATCH --account=proj42
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=2
@@ -49,6 +48,17 @@ if [ -e DONE ] || [ -e control/STOP ]; then
   exit 0
 fi
 
+cache=$(mktemp -d "${SLURM_TMPDIR:?}"/hpc-llm.XXXXXXXX) || exit 4
+trap 'rm -rf -- "$cache"' EXIT
+export CUDA_CACHE_PATH="$cache"/cuda
+export FLASHINFER_WORKSPACE_BASE="$cache"/flashinfer
+export TORCHINDUCTOR_CACHE_DIR="$cache"/inductor
+export TORCH_EXTENSIONS_DIR="$cache"/torch-extensions
+export TRITON_CACHE_DIR="$cache"/triton
+export TRTLLM_DG_CACHE_DIR="$cache"/deep-gemm
+export VLLM_CACHE_ROOT="$cache"/vllm
+export HF_HUB_OFFLINE=1
+export TRANSFORMERS_OFFLINE=1
 export VIRTUAL_ENV=/venvs/vllm
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}

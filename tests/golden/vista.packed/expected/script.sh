@@ -54,6 +54,15 @@ if [ -e DONE ] || [ -e control/STOP ]; then
   exit 0
 fi
 
+cache=$(mktemp -d /tmp/hpc-llm.XXXXXXXX) || exit 4
+trap 'rm -rf -- "$cache"' EXIT
+export CUDA_CACHE_PATH="$cache"/cuda
+export FLASHINFER_WORKSPACE_BASE="$cache"/flashinfer
+export TORCHINDUCTOR_CACHE_DIR="$cache"/inductor
+export TORCH_EXTENSIONS_DIR="$cache"/torch-extensions
+export TRITON_CACHE_DIR="$cache"/triton
+export TRTLLM_DG_CACHE_DIR="$cache"/deep-gemm
+export VLLM_CACHE_ROOT="$cache"/vllm
 export VIRTUAL_ENV=/venvs/vllm
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
@@ -69,11 +78,25 @@ start_step() { # replica
     --bind-to \
     none \
     -x \
+    CUDA_CACHE_PATH \
+    -x \
+    FLASHINFER_WORKSPACE_BASE \
+    -x \
     PATH \
     -x \
     PYTHONPATH \
     -x \
     PYTHONUNBUFFERED \
+    -x \
+    TORCHINDUCTOR_CACHE_DIR \
+    -x \
+    TORCH_EXTENSIONS_DIR \
+    -x \
+    TRITON_CACHE_DIR \
+    -x \
+    TRTLLM_DG_CACHE_DIR \
+    -x \
+    VLLM_CACHE_ROOT \
     python3 \
     -m \
     launcher.runner.rank \

@@ -1,7 +1,11 @@
-"""The user's list of runs: names for run directories, in ``~/.local/state/hpc-llm/runs``."""
+"""The user's list of runs: names for run directories, in ``~/.local/state/hpc-llm/runs``.
+
+Beside it, in ``sites``, stands under which site files a run has ended.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -11,7 +15,7 @@ from launcher.errors import OutputError, Problem, SpecError
 from launcher.resources import state_home
 from launcher.rundir import RunDir, replace
 
-__all__ = ["find_run", "known_runs", "remember"]
+__all__ = ["find_run", "known_runs", "ran_sites", "remember", "site_digest"]
 
 
 def remember(run: RunDir, environ: Mapping[str, str] = os.environ) -> None:
@@ -28,6 +32,34 @@ def known_runs(environ: Mapping[str, str] = os.environ) -> list[RunDir]:
     entries = directory.iterdir() if directory.is_dir() else ()
     paths = {Path(e.read_text()) for e in entries if not e.name.startswith(".")}
     return [RunDir(path) for path in sorted(paths) if (path / "run.json").is_file()]
+
+
+def site_digest(text: str) -> str:
+    """What a site file with this text is known by: any change makes another one of it."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def ran_sites(environ: Mapping[str, str] = os.environ) -> set[str]:
+    """Digests of the site files under which a run of this user has ended.
+
+    Once seen they are noted, so that they outlive the directories of those runs.
+    """
+    directory = state_home(environ) / "sites"
+    noted = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
+    ended = (run for run in known_runs(environ) if run.done_path.exists())
+    found = set(filter(None, map(_digest_of_site, ended)))
+    with contextlib.suppress(OSError):  # where nothing can be written, it is found again
+        for digest in found - noted:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / digest).touch()
+    return noted | found
+
+
+def _digest_of_site(run: RunDir) -> str | None:
+    try:
+        return site_digest((run.path / "site.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):  # an old or damaged run tells nothing
+        return None
 
 
 def find_run(given: str, environ: Mapping[str, str] = os.environ) -> RunDir:

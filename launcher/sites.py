@@ -14,10 +14,17 @@ from pathlib import Path
 from launcher.errors import Problem, SpecError
 from launcher.resources import find_site, site_names
 from launcher.spec.rules import read_site
-from launcher.spec.site import SiteSpec
+from launcher.spec.site import Fabric, SiteSpec
 from launcher.spec.source import Source, parse
 
-__all__ = ["LoadedSite", "choose_site", "load_site"]
+__all__ = ["LoadedSite", "choose_site", "load_site", "outline"]
+
+_FABRICS = {
+    "infiniband": "InfiniBand",
+    "slingshot": "Slingshot",
+    "ethernet": "Ethernet",
+    "omnipath": "Omni-Path",
+}
 
 
 class LoadedSite:
@@ -71,6 +78,28 @@ def choose_site(
     found = f"sites {', '.join(matching)} all match" if matching else "no site file matches"
     hint = "name one with --site (`hpc-llm site list`), or write a site file for this cluster"
     raise SpecError(Problem("site.undetected", f"{found} this machine", hint=hint))
+
+
+def outline(site: SiteSpec) -> str:
+    """The GPUs of a site's nodes and the network between them, each kind once.
+
+    For instance ``h100 x 4, InfiniBand 4 x 200 Gbit/s``.
+    """
+    kinds = (
+        f"{p.gpus.model} x {p.gpus.per_node}{_network(p.fabric)}"
+        for p in site.partitions.values()
+        if p.gpus is not None
+    )
+    return "; ".join(dict.fromkeys(kinds)) or "no GPUs stated"
+
+
+def _network(fabric: Fabric | None) -> str:
+    if fabric is None:
+        return ""
+    number, rate = len(fabric.rails) or fabric.nics, fabric.rate
+    ports = "" if number is None else f"{number} x" if rate else f"{number} port(s)"
+    words = (_FABRICS[fabric.type], ports, f"{rate} Gbit/s" if rate else "")
+    return f", {' '.join(filter(None, words))}"
 
 
 def _matches(site: SiteSpec) -> bool:

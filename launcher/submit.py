@@ -78,8 +78,20 @@ def submit(prepared: Prepared) -> Submission:
         return found
     _write(prepared)
     with turn(run):
-        wanted = plan.layout.replicas
-        return _standing(run, scheduler) or _start(run, scheduler, wanted=wanted)
+        if found := _standing(run, scheduler):
+            return found
+        started = _start(run, scheduler, wanted=plan.layout.replicas)
+    return dataclasses.replace(started, warnings=(*_untried(prepared), *started.warnings))
+
+
+def _untried(prepared: Prepared) -> Iterator[Problem]:
+    """A warning where no run has ended under the site file as it is."""
+    site = prepared.site
+    if site.spec.scheduler.type == "local" or runs.site_digest(site.text) in runs.ran_sites():
+        return
+    message = f"this site file was never run: no run of yours has ended under {site.source.path}"
+    hint = "try a few rows first, with --limit 10"
+    yield Problem("site.never-run", message, hint=hint, severity="warning")
 
 
 def resume(run: RunDir) -> Submission:

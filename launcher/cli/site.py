@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from launcher.cli.answer import Answer, AnswerCommand, columns
+
+if TYPE_CHECKING:
+    from launcher.errors import Problem
 
 __all__ = ["command"]
 
@@ -16,11 +22,29 @@ def command() -> None:
 
 @command.command("list", cls=AnswerCommand)
 def list_sites() -> Answer:
-    """List every site file there is, and which one counts for each name."""
+    """List every site there is: its GPUs and network, whether a run has ended there, its file."""
+    from launcher.errors import SpecError
     from launcher.resources import site_names
+    from launcher.runs import ran_sites, site_digest
+    from launcher.sites import load_site, outline
 
-    sites = {name: str(entry) for name, entry in site_names().items()}
-    return Answer(data={"sites": sites}, text=columns(list(sites.items())))
+    ran = ran_sites()
+    sites: dict[str, dict[str, Any]] = {}
+    problems: list[Problem] = []
+    for name, entry in site_names().items():
+        try:
+            site = load_site(name, "listed")
+        except SpecError as exc:
+            problems += [dataclasses.replace(p, severity="warning") for p in exc.problems]
+            nodes, has_run = "unreadable", False
+        else:
+            nodes, has_run = outline(site.spec), site_digest(site.text) in ran
+        sites[name] = {"path": str(entry), "nodes": nodes, "ran": has_run}
+    lines = [
+        (name, site["nodes"], "run" if site["ran"] else "never run", site["path"])
+        for name, site in sites.items()
+    ]
+    return Answer(data={"sites": sites}, text=columns(lines), problems=problems)
 
 
 @command.command("show", cls=AnswerCommand)

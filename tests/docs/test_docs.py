@@ -220,19 +220,61 @@ def test_each_value_of_a_shipped_site_file_has_its_source(site: Path) -> None:
     bare = [
         line
         for line in site.read_text().splitlines()
-        if re.match(r"[^#]*:\s+[^\s#]", line)
-        and "#" not in line
-        and not re.match(r"schema:|name:", line)
+        if holds_a_value(line) and not re.search(r" # (?:.*; )?\[\w+\]", line)
     ]
 
     assert bare == []
 
 
-@pytest.mark.parametrize("site", SITES, ids=relative)
-def test_each_source_that_a_site_file_names_is_listed_at_its_top(site: Path) -> None:
-    head, _, body = site.read_text().partition("\nschema:")
+def holds_a_value(line: str) -> bool:
+    """Whether a line of YAML says more than a key, and not which file it is."""
+    code = re.sub(r"(^|\s)#.*", "", line).strip()
+    return bool(code) and not re.fullmatch(r"[\w.-]+:( &\w+)?|(schema|name): .*", code)
 
-    assert set(re.findall(r"# (\[\w+\])", body)) <= set(re.findall(r"\[\w+\]", head))
+
+@pytest.mark.parametrize(
+    ("line", "holds"),
+    [
+        ("# a: b", False),
+        ("", False),
+        ("name: x", False),
+        ("  - name: x", True),
+        ("    fabric: &hsn", False),
+        ("    fabric: *hsn # [a]", True),
+        ("  time_limit: 1d # [a]", True),
+        ("        - {hca: mlx5_0, gpus: [0]}", True),
+        ("  gpu: # [a]", False),
+    ],
+)
+def test_a_line_with_a_value_is_told_from_one_without(line: str, holds: bool) -> None:  # noqa: FBT001 - a parameter of the case
+    assert holds_a_value(line) is holds
+
+
+@pytest.mark.parametrize("site", SITES, ids=relative)
+def test_the_sources_of_a_site_file_are_public_and_those_that_it_uses(site: Path) -> None:
+    head, _, body = site.read_text().partition("\nschema:")
+    listed = re.sub(r"\n# ", " ", head.partition("# Sources: ")[2])
+    # Several tags may share what follows them.
+    sources = re.findall(r"((?:\[\w+\] )+)([^\[]+)", listed)
+    used = {
+        tag
+        for line in body.splitlines()
+        for tag in re.findall(r"\[\w+\]", line.partition(" # ")[2])
+    }
+
+    assert used == {tag for tags, _ in sources for tag in tags.split()}
+    assert [text for tags, text in sources if tags != "[ours] " and not PUBLIC.search(text)] == []
+
+
+# A page's address, or a repository at a commit, or more of the source before.
+PUBLIC = re.compile(r"\b\w[\w-]*(\.[\w-]+)+/|@[0-9a-f]{7,}|^the same\b|^docs/")
+
+
+@pytest.mark.parametrize("site", SITES, ids=relative)
+def test_a_site_file_says_what_is_unknown_and_that_nobody_here_ran_it(site: Path) -> None:
+    head = site.read_text().partition("\nschema:")[0]
+
+    assert site.stem == "local" or ("Never run by us" in head and re.search("[Uu]nknown", head))
 
 
 # --- errors

@@ -133,7 +133,7 @@ def test_a_plan_that_cannot_run_there(
 def test_more_nodes_than_there_are(ask: Ask, tmp_path: Path) -> None:
     site = tmp_path / "small.yaml"
     text = (Path(__file__).parents[2] / "site_configs" / "dgx-h100.yaml").read_text()
-    site.write_text(text.replace("  batch: # [choice]\n", "  batch:\n    nodes: 2\n"))
+    site.write_text(text.replace("  batch:", "  batch:\n    nodes: 2", 1))
     spec = {"engine": "tensorrt-llm", "model": "llama-3.1-405b", "replicas": 2}
     cut = {"parallelism": {"tp": 8, "pp": 2}, "resources": {"time": "1h"}}
     path = job(tmp_path, **spec, **cut, runtime={"image": "i.sqsh"})

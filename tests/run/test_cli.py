@@ -200,13 +200,28 @@ def test_the_places_follow_the_environment(user: Cli) -> None:
 def test_a_site_file_is_listed_shown_and_checked(user: Cli, tmp_path: Path) -> None:
     sites = user.ask("site", "list").data["sites"]
     assert {"local", "dgx-h100"} <= sites.keys()
+    assert (sites["dgx-h100"]["nodes"], sites["dgx-h100"]["ran"]) == (
+        "h100 x 8, InfiniBand 400 Gbit/s",
+        False,
+    )
+    assert sites["local"]["ran"]  # by the run of this user
     shown = user("site", "show", "dgx-h100")
-    assert Path(sites["dgx-h100"]).read_text().rstrip("\n") in shown.out
+    assert Path(sites["dgx-h100"]["path"]).read_text().rstrip("\n") in shown.out
     bad = tmp_path / "bad.yaml"
     bad.write_text("schema: 1\nname: x\nschedule: {type: slurm}\n")
     checked = user.ask("site", "check", bad)
     assert checked.code == 3
     assert any(str(bad) in (p["where"] or "") for p in checked.json["problems"])
+
+
+def test_a_site_file_that_is_broken_does_not_hide_the_others(user: Cli, tmp_path: Path) -> None:
+    (tmp_path / "site_configs").mkdir()
+    (tmp_path / "site_configs" / "broken.yaml").write_text("name: [")
+    found = Cli(user.home, {"HPC_LLM_CONFIG_DIR": str(tmp_path)}).ask("site", "list")
+    assert found.code == 0
+    assert found.data["sites"]["broken"]["nodes"] == "unreadable"
+    assert found.data["sites"]["nibi"]["nodes"] == "h100 x 8, Ethernet 200 Gbit/s"
+    assert [p["code"] for p in found.json["problems"]] == ["spec.yaml"]
 
 
 def test_models_have_shapes(user: Cli) -> None:

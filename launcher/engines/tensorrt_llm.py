@@ -24,6 +24,7 @@ from launcher.engines.logprobs import Speller, by_id, given, speller
 from launcher.engines.overheard import Overheard
 from launcher.engines.prompting import encode
 from launcher.engines.sampler import GREEDY_BELOW
+from launcher.engines.tensorrt_llm_marks import fails_all
 from launcher.engines.tensorrt_llm_start import Started, deepest, start
 from launcher.engines.wording import said
 from launcher.errors import Problem, RowError, RunError
@@ -44,6 +45,9 @@ _BETWEEN_S = 0.5
 _TOO_LONG = re.compile(
     r"should not exceed max_num_tokens|`default_max_tokens` \(-?\d+\) must be greater than 0"
 )
+# What is said of one request may be said of all: by then the wrapper of the rank that failed has
+# ended this process, or its line is here.
+WHOSE_S = 3.0
 
 
 @dataclass
@@ -284,12 +288,24 @@ class TensorRtLlmEngine:
         try:
             return await output
         except engine.refused as exc:
+            if not _TOO_LONG.search(str(exc)):
+                await self._check_alone(exc)
             raise _refusal(exc) from exc
         except asyncio.CancelledError:
             if self._gone is None:  # nobody waits for it any more
                 with suppress(Exception):
                     output.abort()
             raise
+
+    async def _check_alone(self, exc: Exception) -> None:
+        """Raise unless ``exc`` is about one request.
+
+        A pass that fails ends all that are active with the same kind of error, and the engine with
+        them (_torch/pyexecutor/py_executor.py, ``_handle_errors``); only the log tells which it is.
+        """
+        await asyncio.sleep(WHOSE_S)
+        if self._overheard and any(map(fails_all, self._overheard.lines())):
+            raise RuntimeError(str(exc))
 
     def _completion(self, output: Any, request: Request, prompt: list[int]) -> Completion:
         answer = output.outputs[0]

@@ -23,6 +23,8 @@ _ECHOES = re.compile(
     r"|MPI_ABORT was invoked|MPI_ERRORS_ARE_FATAL|\*\*\* An error occurred in MPI_"
     r"|noticed that process rank \d+ with PID|exited with non-zero status, thus causing"
     r"|Executor loop crashed on this rank; hard-killing all|HangDetector:"
+    # What stands in the traceback is told with a cause before it (_torch/pyexecutor/py_executor.py)
+    r"|Error in event loop: |AssertionError: Sampling failed|MpiSession shutdown timeout"
 )
 
 _MPI_HINT = "compare launch.mpi with `srun --mpi=list`; the image's Open MPI has to speak that PMIx"
@@ -225,7 +227,13 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         (
             "gpu.failed",
             "it is often too little memory: raise parallelism.tp; or try NCCL_P2P_DISABLE=1 in env",
-            ("Failed, NCCL error .*unhandled cuda", "ncclUnhandledCudaError", "unhandled cuda err"),
+            (
+                "Failed, NCCL error .*unhandled cuda",
+                "ncclUnhandledCudaError",
+                "unhandled cuda err",
+                # _torch/pyexecutor/py_executor_creator.py
+                "Executor creation failed with (?:NCCL error|an error which might indicate)",
+            ),
         ),
         (
             "run.network",
@@ -333,6 +341,7 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
             "engine.died",
             _LOG_HINT,
             (
+                "Encountered an error in (?:forward function|sampling): ",  # …/py_executor.py
                 r"(?<=\] failed with exception: )",  # llmapi/mpi_session.py, task_wrapper
                 r"Failed to initialize executor on rank \d+: ",  # executor/worker.py, worker_main
             ),

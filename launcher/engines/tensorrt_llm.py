@@ -24,8 +24,9 @@ from launcher.engines.logprobs import Speller, by_id, given, speller
 from launcher.engines.overheard import Overheard
 from launcher.engines.prompting import encode
 from launcher.engines.sampler import GREEDY_BELOW
+from launcher.engines.tensorrt_llm_causes import deepest
 from launcher.engines.tensorrt_llm_marks import fails_all
-from launcher.engines.tensorrt_llm_start import Started, deepest, start
+from launcher.engines.tensorrt_llm_start import Started, start
 from launcher.engines.wording import said
 from launcher.errors import Problem, RowError, RunError
 from launcher.plan.types import Sampling

@@ -7,9 +7,13 @@ below without a project are those of NVIDIA/TensorRT-LLM, as of 1.0 to 1.3.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Cause", "cause", "is_echo"]
+from launcher.engines.tensorrt_llm_marks import plain
+from launcher.errors import Problem
+
+__all__ = ["Cause", "cause", "deepest", "is_echo"]
 
 _LONGEST = 400
 
@@ -368,6 +372,15 @@ def cause(line: str) -> Cause | None:
         if found := pattern.search(line):
             return Cause(order, code, hint, found["what"].rstrip(". ")[:_LONGEST])
     return None
+
+
+def deepest(lines: Iterable[str]) -> Problem | None:
+    """What has gone wrong, as some output tells; None when it does not."""
+    found = [c for line in lines if (c := cause(plain(line))) and not c.guessed]
+    if not found:
+        return None
+    first = min(found, key=lambda each: each.order)
+    return Problem(first.code, first.what, hint=first.hint)
 
 
 def is_echo(line: str) -> bool:

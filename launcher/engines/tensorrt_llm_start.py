@@ -20,13 +20,13 @@ from typing import Any
 
 from launcher.engines.base import EngineSetup
 from launcher.engines.overheard import Overheard
-from launcher.engines.tensorrt_llm_causes import cause
+from launcher.engines.tensorrt_llm_causes import deepest
 from launcher.engines.tensorrt_llm_marks import FIGURES, PHASES, figure, phase_after, plain
 from launcher.engines.wording import condensed, said
 from launcher.errors import Problem, RunError
 from launcher.plan.trtllm_options import OWNED, complaints
 
-__all__ = ["Started", "deepest", "start"]
+__all__ = ["Started", "start"]
 
 # What a batch run wants, where the user has not said otherwise.
 _ENVIRONMENT = {
@@ -205,15 +205,6 @@ def _failure(lines: Sequence[str], exc: Exception, version: str) -> Problem:
         return Problem(found.code, found.message, hint=found.hint)
     message = f"TensorRT-LLM {version} could not start: {said(exc)}"
     return Problem("engine.model", message, hint="see the step's log")
-
-
-def deepest(lines: Iterable[str]) -> Problem | None:
-    """What has gone wrong, as the output of this process tells; None when it does not."""
-    found = [c for line in lines if (c := cause(plain(line))) and not c.guessed]
-    if not found:
-        return None
-    first = min(found, key=lambda each: each.order)
-    return Problem(first.code, first.what, hint=first.hint)
 
 
 def _started(

@@ -324,7 +324,7 @@ def test_requests_in_flight_are_those_that_the_kv_cache_of_the_ranks_has_room_fo
     """What the leader prints reaches the runner, of which it is no child: 1.5 times the tokens."""
     own = user.with_environment(PYTHONPATH=python_path())
     journal, long = user.folder / "journal", 40
-    how = {"kv_tokens": kv_tokens, "latency_s": 0.2, "journal": str(journal)}
+    how: dict[str, Any] = {"kv_tokens": kv_tokens, "latency_s": 0.2, "journal": str(journal)}
     job = own.submit(
         own.job(
             rows=60,

@@ -27,7 +27,7 @@ from launcher.engines.sampler import GREEDY_BELOW
 from launcher.engines.tensorrt_llm_causes import deepest
 from launcher.engines.tensorrt_llm_marks import fails_all
 from launcher.engines.tensorrt_llm_start import Started, start
-from launcher.engines.wording import said
+from launcher.engines.wording import died, said
 from launcher.errors import Problem, RowError, RunError
 from launcher.plan.types import Sampling
 from launcher.process import adopt_orphans, descendants, kill
@@ -360,9 +360,7 @@ class TensorRtLlmEngine:
     async def _find_cause(self, exc: Exception) -> None:
         await asyncio.sleep(LAST_WORDS_S)
         found = deepest(self._overheard.lines()) if self._overheard else None
-        what, hint = (found.message, found.hint) if found else (said(exc), None)
-        message = f"the tensorrt-llm engine died: {what}"
-        self._gone = self._gone or Problem("engine.died", message, hint=hint)
+        self._gone = self._gone or died("tensorrt-llm", found, said(exc))
 
 
 def _drawn(sampling: Sampling) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from launcher.engines.tensorrt_llm_marks import plain
+from launcher.engines.wording import ANOTHER_NODE, RAISED
 from launcher.errors import Problem
 
 __all__ = ["Cause", "cause", "deepest", "is_echo"]
@@ -210,7 +211,7 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ),
         (
             "gpu.failed",
-            "try another node, and tell whoever runs this one if it happens there again",
+            ANOTHER_NODE,
             ("uncorrectable ECC error",),
         ),
         (
@@ -359,7 +360,7 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
                 r"\*\*\* Process received signal",  # open-mpi/ompi, opal/util/stacktrace.c
             ),
         ),
-        ("engine.died", _LOG_HINT, (r"(?<!\S)(?:\w+\.)*[A-Z]\w*(?:Error|Exception): \S",)),
+        ("engine.died", _LOG_HINT, (RAISED,)),
     )
 )
 

@@ -352,3 +352,19 @@ def test_requests_in_flight_are_those_that_the_kv_cache_of_the_ranks_has_room_fo
     assert 1 < most <= 1.5 * kv_tokens / 16
     log = (own.run / "logs" / f"{job}.s0.log").read_text()
     assert f"the KV cache holds {kv_tokens} tokens" in log
+
+
+def test_a_wrapper_that_is_killed_leaves_its_launchers_word(user: User) -> None:
+    """Nobody of the step is left to say why it ended, but srun has printed it."""
+    own = user.with_environment(PYTHONPATH=python_path())
+    model = str(write_checkpoint(user.folder / "model", latency_s=0.5))
+    job = own.submit(own.job(rows=MANY, engine="tensorrt-llm", model=model))
+    own.until_ready(job)
+    host = own.cluster.run("squeue", "--noheader", "--format=%N", f"--job={job}").strip()
+    [runner] = runners(job, host, 0)
+    wrapper = int(Path(f"/proc/{runner}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(wrapper, signal.SIGKILL)
+    own.until("failed")
+    [problem] = own.cli.ask("status", own.run).json["problems"]
+    assert problem["code"] == "run.died"
+    assert problem["message"] == f"replica 0: srun: error: {host}: task 0: Killed"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from launcher.data.passes import all_passes
@@ -22,6 +24,7 @@ from launcher.plan.types import RunIdentity
 from launcher.rundir import RunDir
 from launcher.schedulers.base import JobRef, JobState, Scheduler
 from launcher.schedulers.registry import scheduler_for
+from launcher.telemetry.last_words import end_of_start, last_words
 from launcher.telemetry.metrics import read_beats, read_parts
 
 __all__ = ["RunState", "RunStatus", "failure", "status", "wait"]
@@ -29,6 +32,8 @@ __all__ = ["RunState", "RunStatus", "failure", "status", "wait"]
 _Outcome = tuple[str, dict[str, Any]]
 RunState = Literal["ready", "queued", "running", "done", "cancelled", "stopped", "failed"]
 
+# What script.sh says where a whole step was gone before any of its ranks could say why.
+KILLED_AT_ONCE = "all processes of the step were killed at once"
 _STALE_S = 30.0
 _STEADY_S = 120.0
 _LOOK_S = 0.5
@@ -178,7 +183,11 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
         left_s=_left_s(ahead, workers),
         workers=workers,
         jobs=_jobs(refs, states, scheduler),
-        problems=tuple(_problems(outcomes)) or _unstarted(run, state, newest, starts),
+        problems=(
+            *_problems(outcomes, run),
+            *(_unspoken(run, starts, outcomes) if state == "failed" else ()),
+        )
+        or _unstarted(run, state, newest, starts),
         max_bad_fraction=plan.max_bad_fraction,
     )
 
@@ -287,7 +296,8 @@ def _starts(run: RunDir, job: str | None) -> dict[str, int]:
 
 def _outcomes(run: RunDir, starts: Mapping[str, int]) -> Iterator[_Outcome]:
     for job, start in starts.items():
-        yield from run.outcomes(job, start)
+        for kind, details in run.outcomes(job, start):
+            yield kind, {**details, "job": job, "start": start}
 
 
 def _unstarted(
@@ -301,11 +311,46 @@ def _unstarted(
     return (Problem("run.died", message, hint=hint),)
 
 
-def _problems(outcomes: Iterable[_Outcome]) -> Iterable[Problem]:
+def _problems(outcomes: Iterable[_Outcome], run: RunDir) -> Iterable[Problem]:
     for kind, details in outcomes:
         for problem in details["problems"] if kind != "done" else ():
-            message = f"replica {details['replica']}: {problem['message']}"
-            yield Problem(problem["code"], message, hint=problem["hint"])
+            replica = details["replica"]
+            found = Problem(problem["code"], problem["message"], hint=problem["hint"])
+            if found.code == "run.died":
+                log = _step_log(run, details["job"], replica)
+                found = _explained(found, log, details["start"])
+            yield dataclasses.replace(found, message=f"replica {replica}: {found.message}")
+
+
+def _explained(found: Problem, log: Path, start: int) -> Problem:
+    """A process that was killed, and what the step's log says of it if that is more."""
+    told = last_words(log, start)
+    if found.message == KILLED_AT_ONCE and (told is None or told.code == "run.died"):
+        from launcher.engines.tensorrt_llm_causes import deepest  # noqa: PLC0415 - start-up time
+
+        told = deepest(end_of_start(log, start).splitlines()) or told
+    elif told is None or told.code == "run.died":
+        return found
+    if told is None:
+        return found
+    return dataclasses.replace(told, message=f"{found.message}: {told.message}")
+
+
+def _unspoken(
+    run: RunDir, starts: Mapping[str, int], outcomes: Iterable[_Outcome]
+) -> Iterator[Problem]:
+    """Why steps ended of which no rank could say how: the launcher may have."""
+    ended = {(details["job"], details["replica"]) for _, details in outcomes}
+    for job, start in starts.items():
+        for path in sorted(_step_log(run, job, 0).parent.glob(f"{job}.s*.log")):
+            replica = int(path.stem.rpartition(".s")[2])
+            told = None if (job, replica) in ended else last_words(path, start)
+            if told is not None:
+                yield dataclasses.replace(told, message=f"replica {replica}: {told.message}")
+
+
+def _step_log(run: RunDir, job: str, replica: int) -> Path:
+    return run.path / "logs" / f"{job}.s{replica}.log"
 
 
 def _workers(run: RunDir) -> tuple[dict[str, Any], ...]:

@@ -39,7 +39,14 @@ from launcher.spec.rules import read_job
 from launcher.spec.site import SiteSpec
 from launcher.spec.source import Source, overlay, parse, with_setting
 
-__all__ = ["Prepared", "prepare", "run_directory", "run_directory_files"]
+__all__ = [
+    "Prepared",
+    "image_arch",
+    "job_and_site",
+    "prepare",
+    "run_directory",
+    "run_directory_files",
+]
 
 SAMPLED_ROWS = 100
 _IMAGE_FILES = (".sif", ".sqsh", ".img")
@@ -104,13 +111,8 @@ def prepare(
         The job cannot run on the site.
     """
     text = _read_text(job_file)
-    source = parse(str(job_file), text)
-    for setting in settings:
-        source = with_setting(source, setting)
-    source, default_site = _with_defaults(source)
     base = origin or job_file.absolute().parent
-    job = _with_absolute_runtime(read_job(source), base)
-    chosen = choose_site(site or default_site, partition=job.resources.partition)
+    job, source, chosen = _read(str(job_file), text, base, site, settings)
     model = _model(job, base, source)
     inputs = _inputs(job, base, source.at("$.input.path"))
     resolution = resolve(
@@ -135,6 +137,24 @@ def prepare(
         run=run,
         warnings=(*resolution.warnings, *input_warnings),
     )
+
+
+def job_and_site(job_file: Path, *, site: str | None = None) -> tuple[JobSpec, LoadedSite]:
+    """A job file and its site, checked each for itself; raises SpecError as `prepare` does."""
+    base = job_file.absolute().parent
+    job, _, chosen = _read(str(job_file), _read_text(job_file), base, site, ())
+    return job, chosen
+
+
+def _read(
+    name: str, text: str, base: Path, site: str | None, settings: Sequence[str]
+) -> tuple[JobSpec, Source, LoadedSite]:
+    source = parse(name, text)
+    for setting in settings:
+        source = with_setting(source, setting)
+    source, default_site = _with_defaults(source)
+    job = _with_absolute_runtime(read_job(source), base)
+    return job, source, choose_site(site or default_site, partition=job.resources.partition)
 
 
 def run_directory_files(prepared: Prepared, *, plan_number: str) -> dict[str, bytes]:
@@ -257,18 +277,20 @@ _SIF_ARCHS = {b"02": "x86_64", b"04": "aarch64"}
 
 
 def _image_archs(job: JobSpec, site: SiteSpec) -> dict[str, str]:
-    """What images, if they are SIF files that can be read here, say of the CPUs they are for."""
+    """`image_arch` of the images that the job may run in, where they say."""
     of_site = site.engines.get(job.engine)
-    found: dict[str, str] = {}
-    for image in filter(None, (job.runtime.image, of_site.image if of_site else None)):
-        try:
-            with open(image, "rb") as file:  # noqa: PTH123 - a registry's name is no path
-                head = file.read(48)
-        except (OSError, ValueError):
-            continue
-        if head[32:41] == b"SIF_MAGIC" and head[45:47] in _SIF_ARCHS:
-            found[image] = _SIF_ARCHS[head[45:47]]
-    return found
+    images = filter(None, (job.runtime.image, of_site.image if of_site else None))
+    return {image: arch for image in images if (arch := image_arch(image)) is not None}
+
+
+def image_arch(image: str) -> str | None:
+    """What an image says of the CPUs it is for, if it is a SIF file that can be read here."""
+    try:
+        with open(image, "rb") as file:  # noqa: PTH123 - a registry's name is no path
+            head = file.read(48)
+    except (OSError, ValueError):
+        return None
+    return _SIF_ARCHS.get(head[45:47]) if head[32:41] == b"SIF_MAGIC" else None
 
 
 def _identity(

@@ -1,11 +1,11 @@
-"""One submission of a run at a time, from whatever login node."""
+"""One process at a time, from whatever login node: submissions of a run, pulls of an image."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,7 @@ from launcher.errors import PlanError, Problem
 from launcher.process import ProcessIds
 from launcher.rundir import RunDir, claim
 
-__all__ = ["turn"]
+__all__ = ["held", "turn"]
 
 PATIENCE_S = 60.0
 _LOOK_S = 0.2
@@ -24,41 +24,58 @@ _LOOK_S = 0.2
 def turn(run: RunDir) -> Iterator[None]:
     """Wait until no other submission of ``run`` is at work, and be the one that is.
 
-    As with leases the next generation is taken where the process that had one is provably dead.
-
     Raises
     ------
     PlanError
         ``rundir.busy`` after a minute.
     """
-    mine = _take(run)
+    deadline = time.monotonic() + PATIENCE_S
+
+    def wait(path: Path, _: ProcessIds | None) -> None:
+        if time.monotonic() > deadline:
+            raise PlanError(_busy(run, path))
+
+    with held(run.path / "control" / "submitting", wait):
+        yield
+
+
+@contextmanager
+def held(name: Path, wait: Callable[[Path, ProcessIds | None], None]) -> Iterator[None]:
+    """Have ``name`` alone. As with leases the next generation is taken where the last one is dead.
+
+    Parameters
+    ----------
+    wait
+        Called again and again while another process has it, with its file and, unless that is
+        just coming or leaving, its owner; to raise once that is too long.
+    """
+    mine = _take(name, wait)
     try:
         yield
     finally:
         mine.unlink()
 
 
-def _take(run: RunDir) -> Path:
-    deadline = time.monotonic() + PATIENCE_S
+def _take(name: Path, wait: Callable[[Path, ProcessIds | None], None]) -> Path:
     ids = json.dumps(asdict(ProcessIds.of(os.getpid()))).encode()
     generation = 1
     while True:
-        path = run.path / "control" / f"submitting.g{generation}"
+        path = name.with_name(f"{name.name}.g{generation}")
         if claim(path, ids):
             return path
-        if _dead(path):
+        owner = _owner(path)
+        if owner is not None and owner.gone():
             generation += 1
-        elif time.monotonic() > deadline:
-            raise PlanError(_busy(run, path))
-        else:
-            time.sleep(_LOOK_S)
+            continue
+        wait(path, owner)
+        time.sleep(_LOOK_S)
 
 
-def _dead(path: Path) -> bool:
+def _owner(path: Path) -> ProcessIds | None:
     try:
-        return ProcessIds(**json.loads(path.read_bytes())).gone()
+        return ProcessIds(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):  # it is just leaving, or just coming
-        return False
+        return None
 
 
 def _busy(run: RunDir, path: Path) -> Problem:

@@ -16,7 +16,7 @@ from launcher.engines.prompting import encode
 from launcher.errors import Problem, RowError, RunError
 from launcher.process import adopt_orphans, descendants, kill
 
-__all__ = ["LAST_WORDS_S", "LibraryEngine", "cancelled", "died"]
+__all__ = ["LAST_WORDS_S", "LibraryEngine", "cancelled"]
 
 # What told the step to leave has told the workers too, and then that word stands. Their own last
 # words arrive by then as well.
@@ -59,7 +59,7 @@ class LibraryEngine(ABC, Generic[_S]):
         self._overheard: Overheard | None = None
         self._started: _S | None = None
         self._spell: Speller = by_id
-        self._gone: Problem | None = died("the engine was not started")
+        self._gone: Problem | None = _died("the engine was not started")
         self._dying: asyncio.Task[None] | None = None
         self._starting: threading.Thread | None = None
         self._closing = threading.Event()
@@ -151,7 +151,7 @@ class LibraryEngine(ABC, Generic[_S]):
             await self._give_up(self._started, request_id)
 
     async def close(self) -> None:
-        self._gone = died("the engine was closed")
+        self._gone = _died("the engine was closed")
         self._closing.set()
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
         if self._starting is None or self._overheard is None:
@@ -245,6 +245,5 @@ def cancelled() -> RowError:
     return RowError("cancelled", "given up before it was answered")
 
 
-def died(message: str) -> Problem:
-    """What `generate` raises when there is no engine, or none any more."""
+def _died(message: str) -> Problem:
     return Problem("engine.died", message)

@@ -22,8 +22,10 @@ from launcher.engines.base import Capabilities, Completion, EngineSetup, Request
 from launcher.engines.library import LAST_WORDS_S, LibraryEngine, cancelled
 from launcher.engines.overheard import Overheard
 from launcher.engines.sampler import GREEDY_BELOW
-from launcher.engines.tensorrt_llm_start import Started, deepest, start
-from launcher.engines.wording import said
+from launcher.engines.tensorrt_llm_causes import deepest
+from launcher.engines.tensorrt_llm_marks import fails_all
+from launcher.engines.tensorrt_llm_start import Started, start
+from launcher.engines.wording import died, said
 from launcher.errors import Problem, RowError
 from launcher.plan.types import Sampling
 
@@ -38,6 +40,9 @@ _BETWEEN_S = 0.5
 _TOO_LONG = re.compile(
     r"should not exceed max_num_tokens|`default_max_tokens` \(-?\d+\) must be greater than 0"
 )
+# What is said of one request may be said of all: by then the wrapper of the rank that failed has
+# ended this process, or its line is here.
+WHOSE_S = 3.0
 
 
 @dataclass
@@ -165,12 +170,24 @@ class TensorRtLlmEngine(LibraryEngine[Started]):
         try:
             return self._completion(await output, request, prompt)
         except started.refused as exc:
+            if not _TOO_LONG.search(str(exc)):
+                await self._check_alone(exc)
             raise _refusal(exc) from exc
         except asyncio.CancelledError:
             if self._gone is None:  # nobody waits for it any more
                 with suppress(Exception):
                     output.abort()
             raise
+
+    async def _check_alone(self, exc: Exception) -> None:
+        """Raise unless ``exc`` is about one request.
+
+        A pass that fails ends all that are active with the same kind of error, and the engine with
+        them (_torch/pyexecutor/py_executor.py, ``_handle_errors``); only the log tells which it is.
+        """
+        await asyncio.sleep(WHOSE_S)
+        if self._overheard and any(map(fails_all, self._overheard.lines())):
+            raise RuntimeError(str(exc))
 
     def _completion(self, output: Any, request: Request, prompt: list[int]) -> Completion:
         answer = output.outputs[0]
@@ -211,8 +228,7 @@ class TensorRtLlmEngine(LibraryEngine[Started]):
     async def _cause(self, exc: Exception) -> Problem:
         await asyncio.sleep(LAST_WORDS_S)
         found = deepest(self._overheard.lines()) if self._overheard else None
-        what, hint = (found.message, found.hint) if found else (said(exc), None)
-        return Problem("engine.died", f"the tensorrt-llm engine died: {what}", hint=hint)
+        return died("tensorrt-llm", found, said(exc))
 
 
 def _drawn(sampling: Sampling) -> dict[str, Any]:

@@ -7,9 +7,14 @@ below without a project are those of NVIDIA/TensorRT-LLM, as of 1.0 to 1.3.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Cause", "cause", "is_echo"]
+from launcher.engines.tensorrt_llm_marks import plain
+from launcher.engines.wording import ANOTHER_NODE, RAISED
+from launcher.errors import Problem
+
+__all__ = ["Cause", "cause", "deepest", "is_echo"]
 
 _LONGEST = 400
 
@@ -23,6 +28,8 @@ _ECHOES = re.compile(
     r"|MPI_ABORT was invoked|MPI_ERRORS_ARE_FATAL|\*\*\* An error occurred in MPI_"
     r"|noticed that process rank \d+ with PID|exited with non-zero status, thus causing"
     r"|Executor loop crashed on this rank; hard-killing all|HangDetector:"
+    # What stands in the traceback is told with a cause before it (_torch/pyexecutor/py_executor.py)
+    r"|Error in event loop: |AssertionError: Sampling failed|MpiSession shutdown timeout"
 )
 
 _MPI_HINT = "compare launch.mpi with `srun --mpi=list`; the image's Open MPI has to speak that PMIx"
@@ -204,7 +211,7 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ),
         (
             "gpu.failed",
-            "try another node, and tell whoever runs this one if it happens there again",
+            ANOTHER_NODE,
             ("uncorrectable ECC error",),
         ),
         (
@@ -225,7 +232,13 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         (
             "gpu.failed",
             "it is often too little memory: raise parallelism.tp; or try NCCL_P2P_DISABLE=1 in env",
-            ("Failed, NCCL error .*unhandled cuda", "ncclUnhandledCudaError", "unhandled cuda err"),
+            (
+                "Failed, NCCL error .*unhandled cuda",
+                "ncclUnhandledCudaError",
+                "unhandled cuda err",
+                # _torch/pyexecutor/py_executor_creator.py
+                "Executor creation failed with (?:NCCL error|an error which might indicate)",
+            ),
         ),
         (
             "run.network",
@@ -333,6 +346,7 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
             "engine.died",
             _LOG_HINT,
             (
+                "Encountered an error in (?:forward function|sampling): ",  # …/py_executor.py
                 r"(?<=\] failed with exception: )",  # llmapi/mpi_session.py, task_wrapper
                 r"Failed to initialize executor on rank \d+: ",  # executor/worker.py, worker_main
             ),
@@ -346,7 +360,7 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
                 r"\*\*\* Process received signal",  # open-mpi/ompi, opal/util/stacktrace.c
             ),
         ),
-        ("engine.died", _LOG_HINT, (r"(?<!\S)(?:\w+\.)*[A-Z]\w*(?:Error|Exception): \S",)),
+        ("engine.died", _LOG_HINT, (RAISED,)),
     )
 )
 
@@ -359,6 +373,15 @@ def cause(line: str) -> Cause | None:
         if found := pattern.search(line):
             return Cause(order, code, hint, found["what"].rstrip(". ")[:_LONGEST])
     return None
+
+
+def deepest(lines: Iterable[str]) -> Problem | None:
+    """What has gone wrong, as some output tells; None when it does not."""
+    found = [c for line in lines if (c := cause(plain(line))) and not c.guessed]
+    if not found:
+        return None
+    first = min(found, key=lambda each: each.order)
+    return Problem(first.code, first.what, hint=first.hint)
 
 
 def is_echo(line: str) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-__all__ = ["PHASES", "ending_s", "figure", "phase_after", "plain"]
+__all__ = ["FIGURES", "PHASES", "ending_s", "fails_all", "figure", "phase_after", "plain"]
 
 Phase = Literal["mpi", "load", "profile", "kv", "graphs", "ready"]
 
@@ -59,6 +59,8 @@ _LANDMARKS: tuple[tuple[Phase, re.Pattern[str]], ...] = (
     ),
 )
 
+# The variable that names the file with those which only the wrapper of the leader has heard.
+FIGURES = "HPC_LLM_FIGURES"
 _FIGURES = (
     # cpp/tensorrt_llm/batch_manager/kvCacheManager.cpp
     ("kv_tokens", re.compile(r"for max tokens in paged KV cache \((\d+)\)")),
@@ -66,6 +68,9 @@ _FIGURES = (
     ("max_seq_len", re.compile(r"Adjusted max_seq_len to (\d+)")),
 )
 
+# _torch/pyexecutor/py_executor.py, _forward_step and _sample_async: all active requests fail as if
+# each were to blame, and no later one is answered, as the executor's thread ends
+_FAILS_ALL = re.compile(r"Encountered an error in (?:forward function|sampling): ")
 # After these nothing more will come of the world that this rank is of. 0: the process is about to
 # end everything itself. 1: more lines of the same failure follow.
 _ENDINGS = (
@@ -80,6 +85,7 @@ _ENDINGS = (
             r"|\*\*\* Process received signal \*\*\*|Caught signal \d+ \("
         ),
     ),
+    (1.0, _FAILS_ALL),
     (
         1.0,
         re.compile(
@@ -101,11 +107,12 @@ _ENDINGS = (
         ),
     ),
 )
-# The caller is told too, and may have more to say; or it hangs.
+# The caller is told too, and may have more to say; or it hangs; or the world was about to end.
 _ENDINGS_TOLD = (
     10.0,
     re.compile(
         r"Executor worker (?:returned error|died during initialization)|Remote MPI worker died:"
+        r"|Error in event loop: "  # _torch/pyexecutor/py_executor.py, _event_loop_wrapper
     ),
 )
 # executor/proxy.py prints this of every session that is not the ranks' own, in a replica of one
@@ -156,6 +163,11 @@ def ending_s(line: str, *, several: bool) -> float | None:
         if pattern.search(line):
             return wait_s
     return None
+
+
+def fails_all(line: str) -> bool:
+    """Whether ``line`` tells that all requests have failed together, and the engine with them."""
+    return _FAILS_ALL.search(line) is not None
 
 
 def _latest(one: Phase, other: Phase) -> Phase:

@@ -11,20 +11,22 @@ import importlib
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.engines.base import EngineSetup
 from launcher.engines.overheard import Overheard
-from launcher.engines.tensorrt_llm_causes import cause
-from launcher.engines.tensorrt_llm_marks import PHASES, figure, phase_after, plain
+from launcher.engines.tensorrt_llm_causes import deepest
+from launcher.engines.tensorrt_llm_marks import FIGURES, PHASES, figure, phase_after, plain
 from launcher.engines.wording import condensed, said
 from launcher.errors import Problem, RunError
 from launcher.plan.trtllm_options import OWNED, complaints
 
-__all__ = ["Started", "deepest", "start"]
+__all__ = ["Started", "start"]
 
 # What a batch run wants, where the user has not said otherwise.
 _ENVIRONMENT = {
@@ -40,6 +42,8 @@ _OF_A_LEADER = (
     "TLLM_SPAWN_PROXY_PROCESS_IPC_HMAC_KEY",
     "tllm_mpi_size",
 )
+# A line that a leader has printed before its engine was ready is known to the runner by then.
+HEARD_S, _LOOK_S = 2.0, 0.05
 # What llm.py logs before it raises anything that is wrong with the arguments.
 _REFUSED = "Failed to parse the arguments for the LLM constructor"
 _ARGS = "tensorrt_llm.llmapi.llm_args"
@@ -109,7 +113,9 @@ def start(setup: EngineSetup, overheard: Overheard) -> Started:
         llm = library.LLM(**given)
     except Exception as exc:
         raise RunError(_failure(overheard.settled(), exc, version)) from exc
-    return _started(llm, library, given, config, overheard.lines())
+    several = setup.cut.ranks > 1
+    figures = _figures_of_leader() if several else _figures(overheard.lines())
+    return _started(llm, library, given, config, figures)
 
 
 def _read(path: Path | None) -> dict[str, Any]:
@@ -201,23 +207,13 @@ def _failure(lines: Sequence[str], exc: Exception, version: str) -> Problem:
     return Problem("engine.model", message, hint="see the step's log")
 
 
-def deepest(lines: Iterable[str]) -> Problem | None:
-    """What has gone wrong, as the output of this process tells; None when it does not."""
-    found = [c for line in lines if (c := cause(plain(line))) and not c.guessed]
-    if not found:
-        return None
-    first = min(found, key=lambda each: each.order)
-    return Problem(first.code, first.what, hint=first.hint)
-
-
 def _started(
     llm: Any,
     library: Any,
     arguments: Mapping[str, Any],
     config: Mapping[str, Any],
-    lines: Sequence[str],
+    figures: Mapping[str, int],
 ) -> Started:
-    figures = _figures(lines)
     wanted = arguments.get("max_seq_len") or config.get("max_position_embeddings")
     lengths = [n for n in (wanted, figures.get("max_seq_len")) if n is not None]
     own = getattr(llm, "tokenizer", None)
@@ -246,6 +242,19 @@ def _figures(lines: Iterable[str]) -> dict[str, int]:
         if told := figure(text):
             found[told[0]] = told[1]
     return found
+
+
+def _figures_of_leader() -> dict[str, int]:
+    """The same of several ranks, as `launcher.runner.leader` has heard it by now, or soon will."""
+    path = os.environ.get(FIGURES)
+    given_up_s = time.monotonic() + HEARD_S
+    while path is not None and time.monotonic() < given_up_s:
+        with suppress(OSError, ValueError):  # there is none yet
+            found: dict[str, int] = json.loads(Path(path).read_bytes())
+            if "kv_tokens" in found:  # the last of them
+                return found
+        time.sleep(_LOOK_S)
+    return {}
 
 
 def _params(make: Callable[..., Any], tokenizer: Any, config: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from launcher.engines.wording import said
+from launcher.engines.wording import ANOTHER_NODE, RAISED, died, said
 from launcher.errors import Problem
 
 __all__ = ["death_of", "start_failure"]
@@ -51,7 +51,7 @@ _KNOWN = (
     (
         r"(?P<what>CUDA error: .+|.*NCCL error.*|.*uncorrectable ECC.*)",
         "gpu.failed",
-        "try another node, and tell whoever runs this one if it happens there again",
+        ANOTHER_NODE,
     ),
 )
 # What only says that something else has failed.
@@ -59,7 +59,6 @@ _FOLLOWING = re.compile(
     r"initialization failed|EngineCore encountered|EngineDeadError|Executor failed|"
     r"cancelled|EngineGenerateError"
 )
-_RAISED = re.compile(r"(?:^|\s)((?:\w+\.)*[A-Z]\w*(?:Error|Exception): \S.*)$")
 
 
 def start_failure(lines: Sequence[str], exc: BaseException) -> Problem:
@@ -81,11 +80,7 @@ def start_failure(lines: Sequence[str], exc: BaseException) -> Problem:
 
 def death_of(lines: Sequence[str], exc: BaseException) -> Problem:
     """Why an engine that has answered will answer no more."""
-    known = _known(lines)
-    cause = exc.__cause__ or exc
-    what = known.message if known else _raised(lines) or said(cause)
-    hint = known.hint if known else None
-    return Problem("engine.died", f"the vllm engine died: {what}", hint=hint)
+    return died("vllm", _known(lines), _raised(lines) or said(exc.__cause__ or exc))
 
 
 def _known(lines: Sequence[str]) -> Problem | None:
@@ -99,6 +94,6 @@ def _known(lines: Sequence[str]) -> Problem | None:
 def _raised(lines: Sequence[str]) -> str | None:
     """The first exception in ``lines`` that does not merely report another."""
     for line in lines:
-        if (found := _RAISED.search(line)) and not _FOLLOWING.search(found[1]):
-            return found[1].rstrip(".")
+        if (found := re.search(RAISED, line)) and not _FOLLOWING.search(found[0]):
+            return found[0].rstrip(".")
     return None

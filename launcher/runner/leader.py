@@ -13,6 +13,7 @@ leader, by an address and a key that this wrapper makes for the step, as
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import secrets
@@ -23,11 +24,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+from launcher.engines.tensorrt_llm_marks import FIGURES
 from launcher.errors import Problem, RunError
 from launcher.plan.types import Launcher, Plan
 from launcher.process import adopt_orphans, descendants, kill
-from launcher.rundir import RunDir, publish
+from launcher.rundir import RunDir, publish, replace
 from launcher.runner.__main__ import EXIT_CODES, failed_or_died, write_outcome
 from launcher.runner.family import Child, Deaf
 from launcher.runner.watch import Fault, Watch, deadlines_s
@@ -156,6 +159,7 @@ class _Family:
         self._watch = Watch(self._who, several=rank.several, limits_s=_limits_s(rank))
         self._runner: Child | None = None
         self._told_s: float | None = None
+        self._figures: dict[str, int] = {}
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -201,7 +205,8 @@ class _Family:
         return self._fail(self._death(worker))
 
     def _work(self, contract: Mapping[str, str], leader: Child | None) -> int:
-        environ = {**self._outside, **contract}
+        told = self._figures_path()
+        environ = {**self._outside, **contract, FIGURES: str(told)}
         # Ignored across exec, so that a warning which comes while it imports does not kill it.
         warned = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self._runner = runner = Child("runner", self._rank.runner, environ, self._watch.hear)
@@ -217,8 +222,21 @@ class _Family:
                 return self._fail(fault)
             if self._is_late():
                 return self._leave()
+            self._pass_on_figures(told)
             self._watch.alarm.wait(_POLL_S)
         return self._after(runner, leader, environ)
+
+    def _figures_path(self) -> Path:
+        args = self._rank.args
+        return self._rank.run.figures_path(args.job, args.restart, args.replica)
+
+    def _pass_on_figures(self, path: Path) -> None:
+        """The leader prints what its KV cache holds; the runner hears none of it, and asks."""
+        found = self._watch.settled_figures()
+        if self._rank.several and found != self._figures:
+            self._figures = found
+            with suppress(OSError):  # a full disk stops no work
+                replace(path, json.dumps(found).encode(), sync=False)
 
     def _after(self, runner: Child, leader: Child | None, environ: Mapping[str, str]) -> int:
         """The runner is over: end the rest. What it returned is what the step did."""

@@ -131,6 +131,11 @@ class Watch:
                 if wait_s == 0:
                     self.alarm.set()
 
+    def settled_figures(self) -> dict[str, int]:
+        """`figures` once they are those of the real KV cache."""
+        with self._changing:
+            return dict(self.figures) if PHASES.index(self.phase) >= PHASES.index("kv") else {}
+
     def fault(self) -> Fault | None:
         """Why there is no hope left, as far as lines and the time tell."""
         with self._changing:

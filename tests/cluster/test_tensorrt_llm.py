@@ -149,6 +149,21 @@ def test_a_rank_that_raises_is_the_one_that_is_named(launch: str, replica: MakeR
     used.user.cli.ask("cancel", used.user.run)
 
 
+def test_a_pass_that_fails_ends_the_world_and_leaves_no_row_as_an_error(
+    replica: MakeReplica,
+) -> None:
+    fault = {"what": "forward", "when": 64, "text": "an expert went astray"}
+    used = replica(rows=MANY, **SLOW, fault=fault)
+    job = used.submit()
+    [problem] = used.outcome(job, 0, "died")["problems"]
+    hosts = used.hosts(job)
+    assert problem["code"] == "engine.died"
+    assert problem["message"].endswith("error in forward function: an expert went astray")
+    used.until_nothing_is_left(job, hosts)
+    assert used.user.cli.ask("status", used.user.run).data["rows"]["error"] == 0
+    used.user.cli.ask("cancel", used.user.run)
+
+
 def test_a_rank_that_has_no_memory_is_named_and_tried_no_more(replica: MakeReplica) -> None:
     used = replica(fault={"what": "oom", "when": "KV cache", "rank": 2})
     job = used.submit()
@@ -300,3 +315,56 @@ def test_one_rank_has_no_world_at_all(user: User) -> None:
     own.until_file("DONE")
     assert own.texts() == ["0", "1", "2", "3"]
     assert own.ended(job)[0] == "COMPLETED"
+
+
+@pytest.mark.parametrize("kv_tokens", [32, 64])
+def test_requests_in_flight_are_those_that_the_kv_cache_of_the_ranks_has_room_for(
+    kv_tokens: int, user: User
+) -> None:
+    """What the leader prints reaches the runner, of which it is no child: 1.5 times the tokens."""
+    own = user.with_environment(PYTHONPATH=python_path())
+    journal, long = user.folder / "journal", 40
+    how: dict[str, Any] = {"kv_tokens": kv_tokens, "latency_s": 0.2, "journal": str(journal)}
+    job = own.submit(
+        own.job(
+            rows=60,
+            engine="tensorrt-llm",
+            model=str(write_checkpoint(user.folder / "model", **how)),
+            input={
+                "path": "in.jsonl",
+                "prompt": f"{{{{ text }}}}{{% if text == '7' %}}{'x' * long}{{% endif %}}",
+                "chat": False,
+            },
+            parallelism={"tp": 2},
+            resources={"partition": "gpu", "time": "10m", "gpus_per_node": 2},
+            engine_options={"max_batch_size": 16},
+            sampling={"max_tokens": 15},
+            limits={"max_bad_fraction": 1.0},
+        )
+    )
+    own.until_file("DONE")
+    fits = long + 1 < kv_tokens
+    assert own.texts()[7] == (f"7{'x' * 14}" if fits else "prompt_too_long")
+    now, most = 0, 0
+    for line in journal.read_text().splitlines():
+        now += 1 if line.startswith("asked") else -1
+        most = max(most, now)
+    assert 1 < most <= 1.5 * kv_tokens / 16
+    log = (own.run / "logs" / f"{job}.s0.log").read_text()
+    assert f"the KV cache holds {kv_tokens} tokens" in log
+
+
+def test_a_wrapper_that_is_killed_leaves_its_launchers_word(user: User) -> None:
+    """Nobody of the step is left to say why it ended, but srun has printed it."""
+    own = user.with_environment(PYTHONPATH=python_path())
+    model = str(write_checkpoint(user.folder / "model", latency_s=0.5))
+    job = own.submit(own.job(rows=MANY, engine="tensorrt-llm", model=model))
+    own.until_ready(job)
+    host = own.cluster.run("squeue", "--noheader", "--format=%N", f"--job={job}").strip()
+    [runner] = runners(job, host, 0)
+    wrapper = int(Path(f"/proc/{runner}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(wrapper, signal.SIGKILL)
+    own.until("failed")
+    [problem] = own.cli.ask("status", own.run).json["problems"]
+    assert problem["code"] == "run.died"
+    assert problem["message"] == f"replica 0: srun: error: {host}: task 0: Killed"

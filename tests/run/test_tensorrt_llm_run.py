@@ -82,6 +82,19 @@ def test_an_engine_that_dies_ends_the_job_and_a_resume_goes_on(user: Cli) -> Non
     assert user.texts(run) == [row["text"] for row in ROWS]
 
 
+def test_a_pass_that_fails_ends_the_job_and_leaves_no_row_as_an_error(user: Cli) -> None:
+    fault = {"what": "forward", "when": 20, "text": "CUDA error: an illegal memory access"}
+    options = {"max_batch_size": 4}
+    how = {"latency_s": 0.01, "fault": fault}
+    done = user.ask("submit", job(user, how=how, engine_options=options), "--wait")
+    run = user.home / "work/run"
+    assert done.code == 7
+    assert problems(run) == [("died", "engine.died")]
+    write_checkpoint(user.home / "model")
+    assert user("resume", run, "--wait").code == 0
+    assert user.texts(run) == [row["text"] for row in ROWS]
+
+
 def test_too_little_memory_is_what_the_run_says(user: Cli) -> None:
     how = {"fault": {"what": "oom", "when": "KV cache"}}
     assert user.ask("submit", job(user, how=how), "--wait").code == 7

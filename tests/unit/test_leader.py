@@ -327,6 +327,9 @@ def test_one_with_enough_says_how_much_it_has(scene: Scene) -> None:
         said += (line := process.stdout.readline())
         assert line, said
     assert "the KV cache holds 4096 tokens" in said
+    heard = scene.run.figures_path("7", 0, 0)
+    poll(heard.exists, "the figures for the runner")
+    assert json.loads(heard.read_text()) == {"max_seq_len": 128, "kv_tokens": 4096}
     process.terminate()
     process.communicate(timeout=50)
     assert (process.returncode, scene.outcomes()) == (75, {})

@@ -14,9 +14,10 @@ from run_making import json_lines, make_identity, make_run
 
 from launcher.cli.follow import status_answer, status_line
 from launcher.errors import Problem, SchedulerError
-from launcher.monitor import RunStatus, failure, status, wait
+from launcher.monitor import KILLED_AT_ONCE, RunStatus, failure, status, wait
 from launcher.plan import grid
 from launcher.plan.types import UnitGrid
+from launcher.resources import templates
 from launcher.rundir import RunDir
 from launcher.schedulers.base import JobRef, JobState
 
@@ -304,3 +305,58 @@ def test_a_run_whose_jobs_are_over_has_nobody_at_work(long_run: RunDir) -> None:
     found = now(long_run, JobState.FAILED)
     assert (found.workers, found.tokens_per_s, found.left_s) == ((), 0, None)
     assert (found.queued, found.kv_cache_usage) == (None, None)
+
+
+OOM = "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0."
+ABORTED = "[TensorRT-LLM][ERROR] Assertion failed: hasCapacity (kv.cpp:12)"
+
+
+def over(run: RunDir, *lines: str, message: str | None = None) -> tuple[str, str]:
+    """What is said of a job that has failed, and whose step left these lines."""
+    submitted(run, "1", at=1.0)
+    registered(run, "1", at=2.0)
+    (run.path / "logs/1.s0.log").write_text("\n".join(("hpc-llm: start 0", *lines, "")))
+    if message is not None:
+        details = {"replica": 0, "problems": [Problem("run.died", message).to_json()]}
+        run.outcome_path("1", 0, 0, "died").write_text(json.dumps(details))
+    found = failure(status(run, told({"1": JobState.FAILED})))
+    assert found is not None
+    [problem] = found.problems
+    return problem.code, problem.message
+
+
+def test_a_step_of_which_no_rank_is_left_is_explained_by_its_launcher(run: RunDir) -> None:
+    assert over(run, OOM) == ("run.no-memory", f"replica 0: {OOM}")
+
+
+def test_a_process_that_the_kernel_has_killed_for_memory_was_killed_for_that(run: RunDir) -> None:
+    who = "rank 1 on node02: its worker was killed by SIGKILL"
+    assert over(run, OOM, message=who) == ("run.no-memory", f"replica 0: {who}: {OOM}")
+
+
+def test_the_word_of_a_rank_stands_where_the_launcher_knows_no_more(run: RunDir) -> None:
+    who = "rank 1 on node02: its worker was killed by SIGKILL"
+    line = "srun: error: node02: task 1: Killed"
+    assert over(run, line, message=who) == ("run.died", f"replica 0: {who}")
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "last"),
+    [
+        (["srun: error: node02: task 1: Killed"], "run.died", "node02: task 1: Killed"),
+        ([ABORTED, "srun: error: n: task 1: Killed"], "engine.died", "hasCapacity (kv.cpp:12)"),
+        ([ABORTED, OOM], "run.no-memory", OOM),
+        ([], "run.died", KILLED_AT_ONCE),
+    ],
+)
+def test_of_a_step_that_was_killed_at_once_the_log_tells_what_it_can(
+    lines: list[str], code: str, last: str, run: RunDir
+) -> None:
+    found, message = over(run, *lines, message=KILLED_AT_ONCE)
+    assert found == code
+    assert message.startswith(f"replica 0: {KILLED_AT_ONCE}")
+    assert message.endswith(last)
+
+
+def test_the_script_calls_a_step_that_was_killed_at_once_by_that_name() -> None:
+    assert f'"message": "{KILLED_AT_ONCE}"' in templates()["partials/body.sh.j2"]

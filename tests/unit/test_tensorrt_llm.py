@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name)
     monkeypatch.syspath_prepend(STANDINS)
     monkeypatch.setattr(tensorrt_llm, "LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(tensorrt_llm, "WHOSE_S", 0.1)
     monkeypatch.setattr(tensorrt_llm, "STATISTICS_S", 0.1)
     monkeypatch.setattr(tensorrt_llm, "_BETWEEN_S", 0.01)
     OTHERS.update(descendants())
@@ -152,6 +154,25 @@ def test_a_small_kv_cache_makes_the_longest_sequence_shorter(tmp_path: Path) -> 
     code, message = row_error(given, text("x" * 40))
     assert code == "prompt_too_long"
     assert "the model takes 31" in message
+
+
+def test_figures_of_several_ranks_are_what_their_wrapper_has_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = tmp_path / "heard"
+    heard.write_text('{"max_seq_len": 32')
+    monkeypatch.setenv("HPC_LLM_FIGURES", str(heard))
+    writer = threading.Timer(0.2, heard.write_text, ['{"max_seq_len": 32, "kv_tokens": 480}'])
+    writer.start()
+    assert tensorrt_llm_start._figures_of_leader() == {"max_seq_len": 32, "kv_tokens": 480}
+
+
+def test_a_wrapper_that_has_heard_nothing_holds_up_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_llm_start, "HEARD_S", 0.1)
+    monkeypatch.setenv("HPC_LLM_FIGURES", str(tmp_path / "none"))
+    assert tensorrt_llm_start._figures_of_leader() == {}
 
 
 def test_figures_of_the_small_kv_cache_that_is_tried_first_are_not_the_engines() -> None:
@@ -399,6 +420,23 @@ def test_a_death_is_the_same_for_all_in_flight_and_all_after(tmp_path: Path) -> 
     assert all(isinstance(each, RunError) for each in found)
     assert {p.code for each in found for p in each.problems} == {"engine.died"}
     assert len({p.message for each in found for p in each.problems}) == 1
+
+
+def test_a_pass_that_fails_is_the_engines_death_and_no_row_is_to_blame(tmp_path: Path) -> None:
+    fault = {"what": "forward", "when": 2, "text": "CUDA error: an illegal memory access"}
+
+    async def work(engine: TensorRtLlmEngine, _: Capabilities) -> list[Any]:
+        active = [
+            asyncio.ensure_future(engine.generate(text("wait", key=f"0:{n}"))) for n in (1, 2)
+        ]
+        done = [await engine.generate(text("x", key=f"0:{n}")) for n in (3, 4)]
+        assert [each.text for each in done] == ["x", "x"]
+        return list(await asyncio.gather(*active, return_exceptions=True))
+
+    found = asyncio.run(using(setup(write_checkpoint(tmp_path, fault=fault)), work))
+    assert all(isinstance(each, RunError) for each in found)
+    assert {p.code for each in found for p in each.problems} == {"engine.died"}
+    assert "illegal memory access" in found[0].problems[0].message
 
 
 def test_one_rank_is_told_to_work_in_this_process_and_of_no_leader(

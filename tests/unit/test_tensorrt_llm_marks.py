@@ -158,6 +158,14 @@ CAUSES = [
         "engine.died",
     ),
     ("[TRT-LLM] [E] Failed to initialize executor on rank 1: boom", "engine.died"),
+    # _torch/pyexecutor/py_executor.py
+    ("[TRT-LLM] [E] Encountered an error in forward function: no such expert", "engine.died"),
+    (
+        "[TRT-LLM] [E] Encountered an error in sampling: CUDA error: out of memory",
+        "engine.no-memory",
+    ),
+    # _torch/pyexecutor/py_executor_creator.py
+    ("RuntimeError: Executor creation failed with NCCL error: ncclX", "gpu.failed"),
     (
         "terminate called after throwing an instance of 'tensorrt_llm::common::TllmException'",
         "engine.died",
@@ -186,6 +194,10 @@ def test_a_line_tells_its_cause(line: str, code: str) -> None:
         # llmapi/mpi_session.py
         "RemoteMpiCommSessionServer: 1/4 MPI worker(s) failed. First error: boom",
         "RuntimeError: Remote MPI worker died: RuntimeError: boom",
+        "[TRT-LLM] [C] MpiSession shutdown timeout after 60s; calling MPI_Abort to force-kill",
+        # _torch/pyexecutor/py_executor.py
+        "[TRT-LLM] [E] Error in event loop: Sampling failed",
+        "AssertionError: Sampling failed",
         # open-mpi/ompi, ompi/runtime/help-mpi-runtime
         "MPI_ABORT was invoked on rank 2 in communicator MPI_COMM_WORLD",
         "*** An error occurred in MPI_Recv",
@@ -224,6 +236,8 @@ def test_an_exception_is_a_guess() -> None:
         ("[TRT-LLM] [E] Failed to initialize executor on rank 1: x", 1.0),
         ("[TRT-LLM] [E] Executor creation failed due to insufficient GPU memory.", 1.0),
         ("[TRT-LLM] [E] Executor creation failed with NCCL error: x", 1.0),
+        ("[TRT-LLM] [E] Encountered an error in forward function: x", 1.0),
+        ("[TRT-LLM] [E] Error in event loop: Sampling failed", 10.0),
         ("Executor loop crashed on this rank; hard-killing all 4 ranks in 10.0s", 1.0),
         ("[TRT-LLM] [E] Hang detected after 300 seconds.", 0.0),
         ("terminate called after throwing an instance of 'std::runtime_error'", 0.0),

@@ -144,3 +144,12 @@ def test_loading_has_more_time_for_a_larger_model(tmp_path: Path) -> None:
     small, large = deadlines_s(None), deadlines_s(str(tmp_path))
     assert large["load"] - small["load"] == pytest.approx(1200.0)
     assert deadlines_s(None, patience=2.0)["mpi"] == 2 * small["mpi"]
+
+
+def test_figures_of_the_small_kv_cache_are_nobodys(watch: Watch) -> None:
+    watch.hear("for max tokens in paged KV cache (96).")
+    assert watch.settled_figures() == {}
+    watch.hear("Estimated max memory in KV cache : 55.74 GiB")
+    assert watch.settled_figures() == {}
+    watch.hear("for max tokens in paged KV cache (9000).")
+    assert watch.settled_figures() == {"kv_tokens": 9000}

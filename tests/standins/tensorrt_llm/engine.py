@@ -257,11 +257,12 @@ class Engine:
         """A pass that fails takes what is active with it (``_torch/pyexecutor/py_executor.py``).
 
         So it is with _forward_step and _handle_errors; afterwards its thread dies of having no
-        samples, and nobody is told.
+        samples (_event_loop_wrapper logs it), and nobody is told.
         """
         logger.error(f"Encountered an error in forward function: {text}")
         for request, _ in self._active.values():
             outbox.put(Response(request.id, [], text))
+        logger.error("Error in event loop: Sampling failed")
         write("AssertionError: Sampling failed\n")
         self.faults.hang()
 

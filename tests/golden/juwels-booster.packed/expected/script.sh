@@ -56,6 +56,7 @@ export PYTHONUNBUFFERED=1
 
 start_step() { # replica
   trap '' USR1 # a warning is death to a process that does not expect it yet
+  echo "hpc-llm: start $restart" >>"logs/$job.s$1.log"
   exec srun \
     --overlap \
     --relative=0 \

@@ -119,16 +119,17 @@ def nearest(
 ) -> dict[str, tuple[int, ...]]:
     """GPUs by the port each of them is nearest to.
 
-    Of ports that are equally near the one which fewest GPUs have yet is taken, then the first in
-    numeric order: two GPUs and two ports behind one switch come out one to one, and where
-    distances say nothing GPUs and ports are paired by number.
+    GPUs that have the nearest ports choose first. Of ports that are equally near the one which
+    fewest GPUs have yet is taken, then the first in numeric order: two GPUs and two ports behind
+    one switch come out one to one, and where distances say nothing they are paired by number.
     """
     taken: dict[str, list[int]] = {port: [] for port in ports}
-    for gpu, row in sorted(distances.items()):
-        near = [(row[port], len(taken[port]), natural(port), port) for port in ports if port in row]
-        if near:
-            taken[min(near)[-1]].append(gpu)
-    return {port: tuple(gpus) for port, gpus in taken.items() if gpus}
+    rows = {gpu: {p: row[p] for p in ports if p in row} for gpu, row in distances.items()}
+    seeing = [(min(row.values()), gpu) for gpu, row in rows.items() if row]
+    for _, gpu in sorted(seeing):
+        near = [(far, len(taken[p]), natural(p), p) for p, far in rows[gpu].items()]
+        taken[min(near)[-1]].append(gpu)
+    return {port: tuple(sorted(gpus)) for port, gpus in taken.items() if gpus}
 
 
 def _usable(ibstat: IbStat | None, left_out: dict[str, str]) -> list[Port]:

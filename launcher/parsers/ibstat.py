@@ -25,6 +25,17 @@ _OF_ADAPTER = {
     "Node GUID",
     "System image GUID",
 }
+_OF_PORT = {
+    "State",
+    "Physical state",
+    "Rate",
+    "Base lid",
+    "LMC",
+    "SM lid",
+    "Capability mask",
+    "Port GUID",
+    "Link layer",
+}
 # Words that are whole even where the capture ends with them.
 _WHOLE = {"InfiniBand", "Ethernet", "Active", "Down", "LinkUp", "Disabled", "Polling"}
 _OTHERS = {
@@ -101,11 +112,11 @@ def _read_line(reading: _Reading, line: str, *, cut: bool) -> None:
         reading.adapter, reading.port = match[1], None
     elif match := _PORT.fullmatch(line):
         _open_port(reading, int(match[1]), line)
-    elif (match := _FIELD.fullmatch(line)) is None:
-        reading.unread += [line] * bool(line.strip())
-    elif match[1] in _OF_ADAPTER:
+    elif (match := _FIELD.fullmatch(line)) and match[1] in _OF_ADAPTER:
         if reading.port is not None:
             reading.adapter = reading.port = None
+    elif match is None or match[1] not in _OF_PORT:
+        reading.unread += [line] * bool(line.strip())
     elif reading.port is None or match[1] in reading.port or (cut and match[2] not in _WHOLE):
         reading.unread.append(line)
         reading.port = None

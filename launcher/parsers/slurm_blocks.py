@@ -18,7 +18,7 @@ __all__ = ["Blocks", "read_blocks", "read_config"]
 _KINDS = ("NodeName", "PartitionName", "JobId", "SwitchName", "BlockName", "ReservationName")
 _START = re.compile(rf"\s*({'|'.join(_KINDS)})=\S")
 _KEY = re.compile(r"(?:^|(?<=\s))([A-Z][\w/:.()-]*)=")
-_SETTING = re.compile(r"([A-Za-z][\w/.()]*)\s*=\s?(.*?)\s*")
+_SETTING = re.compile(r"([A-Za-z][\w/.()\[\]]*)\s*=\s?(.*?)\s*")
 _FREE = {
     "AdminComment",
     "Command",
@@ -35,16 +35,20 @@ _FREE = {
     "WorkDir",
 }
 # Keys that are printed behind a free one on the same line (`scontrol -o`), of all versions.
-_BEHIND = frozenset(
-    # one long text reads better than 80 lines of words
-    "RealMemory AllocMem FreeMem Sockets Boards State ThreadsPerCore TmpDisk Weight Owner"
-    " MCS_label Partitions BootTime SlurmdStartTime LastBusyTime ResumeAfterTime CfgTRES AllocTRES"
-    " CapWatts CurrentWatts AveWatts LowestJoules ConsumedJoules ExtSensorsJoules ExtSensorsWatts"
-    " ExtSensorsTemp Reason Comment Extra InstanceId InstanceType GresDrain GresUsed MemSpecLimit"
-    " CPUSpecList CoreSpecCount UserId GroupId Priority Nice Account QOS WCKey JobState"
-    " Dependency Requeue TimeLimit StartTime EndTime Partition NodeList WorkDir StdErr StdIn StdOut"
-    " Power TresPerNode TresPerJob TresPerTask TresBind MailUser MailType SubmitLine BatchScript"
-    " AdminComment SystemComment Command CpusPerTres MemPerTres NtasksPerTRES ReqTRES".split()  # noqa: SIM905 - as above
+_BEHIND = re.compile(
+    r"""
+    RealMemory | AllocMem | FreeMem | Sockets | Boards | State | ThreadsPerCore | TmpDisk |
+    Weight | Owner | MCS_label | Partitions | BootTime | SlurmdStartTime | LastBusyTime |
+    ResumeAfterTime | CfgTRES | AllocTRES | CapWatts | CurrentWatts | AveWatts | LowestJoules
+    | ConsumedJoules | ExtSensorsJoules | ExtSensorsWatts | ExtSensorsTemp | Reason | Comment
+    | Extra | InstanceId | InstanceType | GresDrain | GresUsed | MemSpecLimit | CPUSpecList |
+    CoreSpecCount | UserId | GroupId | Priority | Nice | Account | QOS | WCKey | JobState |
+    Dependency | Requeue | TimeLimit | StartTime | EndTime | Partition | NodeList | WorkDir |
+    StdErr | StdIn | StdOut | Power | TresPerNode | TresPerJob | TresPerTask | TresBind |
+    MailUser | MailType | SubmitLine | BatchScript | AdminComment | SystemComment | Command |
+    CpusPerTres | MemPerTres | NtasksPerTRES | ReqTRES
+    """,
+    re.VERBOSE,
 )
 
 
@@ -138,9 +142,9 @@ def _pairs(line: str, *, single: bool) -> Iterator[tuple[str, str]]:
     kept: list[re.Match[str]] = []
     for match in keys:
         after_free = kept and _runs_on(kept, single=single)
-        if not after_free or (single and match[1] in _BEHIND):
+        if not after_free or (single and _BEHIND.fullmatch(match[1])):
             kept.append(match)
-    if kept and line[: kept[0].start()].strip():
+    if not kept or line[: kept[0].start()].strip():
         return
     ends = [match.start() for match in kept[1:]] + [len(line)]
     for match, end in zip(kept, ends, strict=True):

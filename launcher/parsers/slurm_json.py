@@ -72,7 +72,7 @@ def json_number(value: Any) -> float | None:
         return None
     if value in _NO_LIMIT:
         return math.inf
-    return None if value in _NO_VALUE or value < 0 or value != value else value  # noqa: PLR0124 - NaN
+    return value if 0 <= value < 2**64 and value not in _NO_VALUE else None
 
 
 def json_whole(value: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Nodes as ``scontrol show node`` and ``--json`` give them, and groups of them as ``sinfo`` does."""
+"""Nodes as ``scontrol show node`` and ``--json`` give them, and groups of them by ``sinfo``."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def read_topo(text: str) -> Topo:
     lines = split_lines(text)
     table = _table(lines)
     cells, torn = _cells(table)
-    _refuse_others(table, cells, lines)
+    _refuse_others(table, lines)
     columns = {name: list(_column(table, name)) for name in _TAIL}
     seen = {name for pair in cells for name in pair}
     return Topo(
@@ -201,12 +201,15 @@ def _mirrored(table: _Table, row: str, column: str) -> str | None:
     return words[table.devices.index(row)] if words else None
 
 
-def _refuse_others(table: _Table, cells: Mapping[tuple[str, str], Cell], lines: Lines) -> None:
+def _refuse_others(table: _Table, lines: Lines) -> None:
     words = {word for row in table.rows.values() for word in row} - {"X"}
     if words & _P2P or any(_P2P_LEGEND.match(line) for line in lines.lines):
         raise ParseError("the table of `nvidia-smi topo -p2p`, which has no distances")
-    if words and not any(cell.distance for cell in cells.values()):
-        raise ParseError(f"a table of GPUs, but its cells are no distances: {min(words)!r}")
+    torn = [line.strip() for line in table.unread if line.split()[0] in table.devices]
+    others = words or (set() if table.rows else set(torn))
+    if others and not any(_CELL.fullmatch(word) for word in words):
+        sample = min(others)
+        raise ParseError(f"a table of GPUs, but its cells are no distances: {sample[:60]!r}")
 
 
 def _column(table: _Table, head: str) -> Iterator[tuple[int, str]]:

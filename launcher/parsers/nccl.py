@@ -27,7 +27,7 @@ _CHANNEL = re.compile(r"Channel \S+ ?: .*\bvia (\S+)")
 _NETWORK = re.compile(r"(?:Using network|Initialized NET plugin) (\S.*?)(?: version.*)?\s*$")
 _BOOTSTRAP = re.compile(r"Bootstrap ?: Using (?:\[[0-9]+\])?([\w.@-]+):")
 _VIRTUAL = re.compile(r"lo$|docker|virbr|veth|br-|cni|podman")
-_PEER = re.compile(r"from peer (\S+?)(?:<[0-9]+>)? with status=(?:\w+\()?([0-9]+)")
+_PEER = re.compile(r"from peer (\S+?)(?:<[0-9]+>)? with (?:status=(?:\w+\()?|error )([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,13 +163,15 @@ def _read_line(table: _Table, line: str, *, cut: bool) -> None:
     else:
         name, count = words[0], len(table.devices)
         table.rows[name], tail = words[1 : count + 1], words[count + 1 :]
-        if cut:  # its last word may be shortened: only what others say as well can be believed
+        if cut and tail:  # shortened, unless another row says the same
             tail = tail[:-1] + [w for w in tail[-1:] if any(w in t for t in table.tails.values())]
+        elif cut:
+            table.rows[name][-1] = ""
         table.tails[name] = tail
 
 
 def _fits(table: _Table, words: Sequence[str]) -> bool:
-    """Whether the cells of a row are under their heads: they are as many, and it is X to itself."""
+    """Whether a row's cells are under their heads: as many, X to itself, affinities behind them."""
     name, count = words[0], len(table.devices)
     cells, tail = words[1 : count + 1], words[count + 1 :]
     return (
@@ -178,6 +180,7 @@ def _fits(table: _Table, words: Sequence[str]) -> bool:
         and len(tail) <= len(table.tail)
         and [i for i, cell in enumerate(cells) if cell == "X"] == [table.devices.index(name)]
         and not _cell_in(tail)
+        and not any(word == "N/A" or read_ranges(word) for word in cells)
     )
 
 

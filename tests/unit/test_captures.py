@@ -95,7 +95,9 @@ def damaged(draw: st.DrawFn, text: str) -> str:
 @st.composite
 def widened(draw: st.DrawFn, text: str) -> str:
     """A column more behind or within the lines of a table that is apart by tabs."""
-    at = draw(st.integers(1, 30))
+    head = next(line for line in text.splitlines() if "GPU0" in line).split("\t")
+    inside = head.index("CPU Affinity") if "CPU Affinity" in head else len(head)
+    at = draw(st.integers(1, inside) | st.just(99))
     extra = draw(st.sampled_from(["N/A", "7", "x", "SYS", "0-3"]))
     rows = []
     for line in text.splitlines():

@@ -205,7 +205,7 @@ def _mirrored(table: _Table, row: str, column: str) -> str | None:
 
 
 def _refuse_others(table: _Table, lines: Lines) -> None:
-    words = {word for row in table.rows.values() for word in row} - {"X"}
+    words = {word for row in table.rows.values() for word in row} - {"X", ""}
     if words & _P2P or any(_P2P_LEGEND.match(line) for line in lines.lines):
         raise ParseError("the table of `nvidia-smi topo -p2p`, which has no distances")
     torn = [line.strip() for line in table.unread if line.split()[0] in table.devices]

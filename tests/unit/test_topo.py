@@ -184,3 +184,7 @@ def test_the_end_of_a_cut_capture_is_not_believed() -> None:
     topo = read_topo("\tGPU0\tCPU Affinity\nGPU0\t X \t0-71"[:-1])
     assert not topo.cpus
     assert topo.gpus == (0,)
+
+
+def test_a_lone_gpu_whose_row_is_cut_is_still_a_gpu() -> None:
+    assert read_topo("\tGPU0\nGPU0\t X").gpus == (0,)

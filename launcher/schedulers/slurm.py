@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import Problem, SchedulerError
+from launcher.parsers.slurm_values import read_job_state
 from launcher.schedulers.base import JobRef, JobState, clean_environment
 
 __all__ = ["REASONS", "STATES", "SlurmScheduler"]
@@ -202,9 +203,7 @@ def _names(id_: str, job: str) -> bool:
 def _pairs(text: str) -> Iterator[tuple[str, JobState]]:
     for line in filter(None, text.splitlines()):
         job, _, state = line.partition("|")
-        # "CANCELLED by 1000", "COMPLETED+"
-        word = state.split()[0].rstrip("+") if state.split() else ""
-        yield job, STATES.get(word, JobState.LOST)
+        yield job, STATES.get(read_job_state(state), JobState.LOST)
 
 
 def _liveliest(states: Sequence[JobState]) -> JobState:

@@ -35,6 +35,7 @@ IN_JOB = (
     "data",
     "engines",
     "telemetry",
+    "preflight",
     "runner",
 )
 _LIBRARIES = ("jinja2", "markupsafe")

@@ -227,7 +227,9 @@ class _Question:
         try:
             said, _ = self._process.communicate(timeout=ANSWER_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # and not waited for: it may hang in the driver
+            self._process.kill()
+            with suppress(subprocess.TimeoutExpired):  # it hangs in the driver
+                self._process.communicate(timeout=1.0)
             return None, f"{self._words[0]} did not answer within {ANSWER_S:.0f} s"
         last = said.strip().rpartition("\n")[2]
         return (said.strip(), None) if self._process.returncode == 0 else (None, last)

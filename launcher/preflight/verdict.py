@@ -197,14 +197,14 @@ class _Court:
             return
         ranks = plan.layout.cut.ranks // nodes
         least = ranks * _CHANNELS * CONNECTION_BYTES
-        small = [r for r, n in self._nodes if n.shm_bytes is not None and n.shm_bytes < least]
+        small = [rank for rank, node in self._nodes if _below(node.shm_bytes, least)]
         if small and ranks > 1 and plan.env.get("NCCL_SHM_DISABLE") != "1":
             free = min(n.shm_bytes or 0 for r, n in self._nodes if r in small)
             message = f"{free} bytes of shared memory are free, and {ranks} ranks need {least}"
             hint = "give the container --shm-size=1g or more, or set NCCL_SHM_DISABLE: '1' in env"
             yield "preflight.shared-memory", f"{message}: {_who(small)}", hint, small
         least = 2 * _LOCKED_CONNECTIONS * CONNECTION_BYTES
-        bound = [r for r, n in self._nodes if n.rdma and (n.memlock_bytes or least) < least]
+        bound = [r for r, n in self._nodes if n.rdma and _below(n.memlock_bytes, least)]
         if bound and nodes > 1 and plan.env.get("NCCL_IB_DISABLE") != "1":
             limits = _listed(sorted({str(n.memlock_bytes) for r, n in self._nodes if r in bound}))
             message = f"{limits} bytes may be locked (ulimit -l), and InfiniBand needs {least}"
@@ -214,13 +214,19 @@ class _Court:
     def versions(self) -> Iterator[_Found]:
         odd, names = _odd([(rank, node.versions) for rank, node in self._nodes])
         if odd:
-            told = [
-                f"{name} {_listed(sorted({n.versions.get(name, 'missing') for _, n in self._nodes}))}"
+            found = [
+                (r.host, name, n.versions.get(name, "missing"))
+                for r, n in self._nodes
                 for name in names
             ]
-            message = f"nodes have different software: {'; '.join(told)}: {_who(odd)}"
+            told = _listed(f"{name} {version} on {host}" for host, name, version in found)
+            message = f"nodes have different software ({told}): {_who(odd)}"
             hint = "use one image, or one venv that all nodes share"
             yield "preflight.versions", message, hint, odd
+
+
+def _below(value: int | None, least: int) -> bool:
+    return value is not None and value < least
 
 
 def _odd(told: Sequence[tuple[Facts, Mapping[str, str]]]) -> tuple[list[Facts], list[str]]:

@@ -93,6 +93,7 @@ def _preflight(
                 write_outcome(run, args, verdict.outcome, verdict.problems, verdict.hosts)
             flight.announce(verdict)
     except Stopped:
+        kill(descendants())  # whoever is still asked
         if ids.rank == 0:
             write_outcome(run, args, "resumable", ())
         return EXIT_CODES["resumable"]

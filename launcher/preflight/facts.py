@@ -39,7 +39,7 @@ _PMI = ("PMIX_RANK", "PMIX_VERSION", "PMI_RANK", "PMI_FD", "PMI_CONTROL_PORT")
 # MPI_Get_library_version may be called before MPI_Init (MPI 3.1, 8.1.1), which mpi4py else makes.
 _ASK_MPI = (
     "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; "
-    "print(MPI.Get_library_version().splitlines()[0])"
+    "print(MPI.Get_library_version().splitlines()[0].split(',')[0])"
 )
 # capabilities(7): who has it in the first user namespace locks as much as he likes.
 _CAP_IPC_LOCK = 14

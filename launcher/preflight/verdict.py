@@ -25,6 +25,13 @@ _CHANNELS = 2
 # Buffers of as many connections to the next node, each way, are registered with the network's
 # device, which locks them; NCCL's user guide wants no limit at all.
 _LOCKED_CONNECTIONS = 16
+# Of a single node nobody can say whether others are like it: in what a job brings along, they are.
+_OF_A_NODE = {
+    "preflight.gpu-twice",
+    "preflight.gpus",
+    "preflight.model-differs",
+    "preflight.model-missing",
+}
 # By what their own MPI_Get_library_version says.
 _OPEN_MPI = "Open MPI"
 
@@ -98,8 +105,7 @@ class _Court:
     def finding(self, code: str, message: str, hint: str, at: Sequence[Facts]) -> Finding:
         hosts = tuple(dict.fromkeys(rank.host for rank in at))
         everywhere = len(at) == len(self._nodes)
-        # Of one node nobody can say whether others are like it: what a job brings along is.
-        alone = len(self._nodes) == 1 and code.startswith(("preflight.model", "preflight.gpu"))
+        alone = len(self._nodes) == 1 and code in _OF_A_NODE
         return Finding(Problem(code, message, hint=hint), hosts, not everywhere or alone)
 
     def models(self, digest: str | None) -> Iterator[_Found]:
@@ -108,7 +114,7 @@ class _Court:
             if plan.engine != "echo":
                 message = f"the plan has no checkpoint of {plan.model}, only its shape"
                 hint = "submit again with the checkpoint's directory, or the hub id of a cached one"
-                yield "preflight.model-missing", message, hint, [rank for rank, _ in self._nodes]
+                yield "model.not-cached", message, hint, [rank for rank, _ in self._nodes]
             return
         if missing := [rank for rank, node in self._nodes if node.model is None]:
             why = _listed(f"{r.who}: {n.model_error}" for r, n in self._nodes if r in missing)

@@ -137,9 +137,9 @@ def test_a_model_that_is_missing_is_the_nodes_fault_unless_none_has_it() -> None
 
 
 def test_a_plan_from_a_shape_alone_has_no_model_to_start() -> None:
-    plan = plan_of(model_path=None, model="llama-3.1-8b")
+    plan = plan_of(1, 1, model_path=None, model="llama-3.1-8b")
     ranks = ranks_of(plan, everywhere(plan, model=None))
-    assert not one(judged(plan, ranks, None), "preflight.model-missing").mendable
+    assert not one(judged(plan, ranks, None), "model.not-cached").mendable
     echo = plan_of(model_path=None, engine="echo")
     assert judged(echo, ranks_of(echo, everywhere(echo, model=None)), None) == []
 
@@ -268,10 +268,9 @@ def test_versions_that_differ_between_nodes_are_named_with_the_node() -> None:
 
 def test_a_world_of_another_size_is_told_before_ranks_are_looked_for() -> None:
     plan = plan_of()
-    where = {"rank": 0, "local_rank": 0, "host": "node0"}
-    [problem] = check_world(plan, world=1, **where)
+    [problem] = check_world(plan, rank=0, world=1, local_rank=0, host="node0")
     assert problem.code == "run.world-mismatch"
-    assert list(check_world(plan, world=4, **where)) == []
+    assert list(check_world(plan, rank=0, world=4, local_rank=0, host="node0")) == []
     [problem] = check_world(plan, rank=1, world=4, local_rank=0, host="node1")
     assert problem.code == "run.placement-mismatch"
 

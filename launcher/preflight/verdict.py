@@ -34,6 +34,15 @@ _OF_A_NODE = {
 }
 # By what their own MPI_Get_library_version says.
 _OPEN_MPI = "Open MPI"
+# By whether srun starts the ranks.
+_FOR_OPEN_MPI = {
+    True: "set launch.mpi: pmix in the site file; see `srun --mpi=list`",
+    False: "set launch.mpi: openmpi4 or openmpi5, and have the mpirun of that library in PATH",
+}
+_FOR_OTHERS = {
+    True: "use an image with Open MPI, which TensorRT-LLM's is, or set launch.mpi: pmi2",
+    False: "use an image with Open MPI, which TensorRT-LLM's is, or set launch.mpi: hydra",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,19 +160,18 @@ class _Court:
             return f"mpi4py does not start its MPI library: {node.mpi_error}", hint
         if node.mpi is None:
             return None
-        pmix = "PMIX_RANK" in rank.pmi
+        by_srun, pmix = self._plan.launcher == "srun", "PMIX_RANK" in rank.pmi
         pmi = any(name.startswith("PMI_") for name in rank.pmi)
         if node.mpi.startswith(_OPEN_MPI):
             # Open MPI 4 may have been built with Slurm's PMI-1 and 2; mpirun has PMIx alone.
-            if pmix or (pmi and self._plan.launcher == "srun"):
+            if pmix or (pmi and by_srun):
                 return None
             message = f"{node.mpi} would be alone, as the launcher ({launch}) offers no PMIx"
-            return message, "set launch.mpi: pmix in the site file; see `srun --mpi=list`"
+            return message, _FOR_OPEN_MPI[by_srun]
         if pmi or not pmix:
             return None
         message = f"{node.mpi} would be alone, as the launcher ({launch}) offers PMIx only"
-        hint = "use an image with Open MPI, which TensorRT-LLM's is, or set launch.mpi: pmi2"
-        return message, hint
+        return message, _FOR_OTHERS[by_srun]
 
     def gpus(self) -> Iterator[_Found]:
         seen: dict[str, Facts] = {}

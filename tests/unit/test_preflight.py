@@ -149,7 +149,8 @@ def test_a_plan_from_a_shape_alone_has_no_model_to_start() -> None:
     [
         (OPEN_MPI, "srun", {}, "launch.mpi: pmix"),
         (MPICH, "srun", {"PMIX_RANK": "0"}, "launch.mpi: pmi2"),
-        (OPEN_MPI, "mpirun", {"PMI_RANK": "0"}, "launch.mpi: pmix"),
+        (OPEN_MPI, "mpirun", {"PMI_RANK": "0"}, "launch.mpi: openmpi4"),
+        (MPICH, "mpirun", {"PMIX_RANK": "0"}, "launch.mpi: hydra"),
         ("Intel(R) MPI Library 2021.12", "srun", {"PMIX_RANK": "0"}, "launch.mpi: pmi2"),
         (OPEN_MPI, "srun", {"PMI_RANK": "0"}, None),
         (MPICH, "srun", {"PMI_RANK": "0"}, None),

@@ -132,12 +132,12 @@ def test_a_model_that_has_changed_since_the_run_began_is_not_loaded(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_ranks_that_wait_for_a_node_leave_when_they_are_told_to(
+def test_ranks_that_look_at_their_nodes_leave_when_they_are_told_to(
     render: Render, tmp_path: Path, number: signal.Signals
 ) -> None:
-    run = render(f"touch {tmp_path}/asked; exec sleep 50", bad="6,7")
+    run = render(f"touch {tmp_path}/asked$CUDA_VISIBLE_DEVICES; exec sleep 50", bad="*")
     started = run.start()
-    poll((tmp_path / "asked").exists, "a node that looks at its GPUs")
+    poll(lambda: len(list(tmp_path.glob("asked*"))) == 2, "two nodes that look at their GPUs")
     os.kill(started.process.pid, number)
     assert started.ended(LIMIT_S) == 75
     assert {kind: end["problems"] for kind, end in ended(run).items()} == {"resumable": []}

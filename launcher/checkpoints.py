@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -15,13 +14,12 @@ from typing import Any
 from launcher.errors import Location, Problem, SpecError
 from launcher.models.catalogue import find_builtin
 from launcher.models.shapes import ModelShape, shape_from_config
+from launcher.preflight.fingerprint import fingerprint
 from launcher.resources import model_cache
 
 __all__ = ["Checkpoint", "FoundModel", "find_model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +29,7 @@ class Checkpoint:
     Attributes
     ----------
     digest
-        Of the content of every small file and of the names and sizes of the weights: two
-        copies of one checkpoint have the same one, without a pass over the weights.
+        As `launcher.preflight.fingerprint.Fingerprint` has it.
     hub_cache
         The hub's cache that it lies in: links of a snapshot lead all over it. None elsewhere.
     """
@@ -120,7 +117,7 @@ def _read(directory: Path, name: str, where: Location | None) -> Checkpoint:
         path=directory,
         shape=shape_from_config(name, config),
         chat_template=template,
-        digest=_digest(directory),
+        digest=fingerprint(directory).digest,
     )
 
 
@@ -148,14 +145,3 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} holds no JSON object")  # noqa: TRY004 - as json.loads
     return found
-
-
-def _digest(directory: Path) -> str:
-    total = hashlib.sha256()
-    small = {path for pattern in _SMALL_FILES for path in directory.glob(pattern)}
-    for path in sorted(small):
-        total.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    weights = {path for pattern in _WEIGHTS for path in directory.glob(pattern)}
-    for path in sorted(weights):
-        total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-    return total.hexdigest()

@@ -41,6 +41,7 @@ IN_JOB = (
     "data",
     "engines",
     "telemetry",
+    "preflight",
     "runner",
 )
 _LIBRARIES = ("jinja2", "markupsafe")

@@ -328,6 +328,10 @@ class RunDir:
         """Where the wrapper of a first rank says what it has heard of the engine's KV cache."""
         return self.path / "control" / f"{job}.{restart}.s{replica}.figures"
 
+    def preflight_path(self, job: str, restart: int, replica: int) -> Path:
+        """What the first rank of a step found of all ranks before it started the engine."""
+        return self.path / "control" / f"{job}.{restart}.s{replica}.preflight"
+
     def outcomes(self, job: str, restart: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """``(outcome, details)`` of each ended step of one start of a job."""
         for path in sorted((self.path / "jobs").glob(f"{_globbed(job)}.{restart}.s*.*")):

@@ -107,7 +107,7 @@ def write_checkpoint(
             "num_experts_per_tok": 2,
         }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "standin.json").write_text(json.dumps(standin))
+    (folder / "standin.cfg").write_text(json.dumps(standin))
     if tokenizer:
         (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     return folder

@@ -18,7 +18,7 @@ from launcher.rundir import RunDir, publish
 from launcher.runner.identity import worker_name
 from launcher.runner.replica import ReplicaTask, engine_setup, run_replica
 
-__all__ = ["add_arguments", "failed_or_died", "main", "write_outcome"]
+__all__ = ["add_arguments", "end_of_disk", "failed_or_died", "main", "write_outcome"]
 
 # How a step ends, and the exit code of its first rank. A step that *died* may do better when it is
 # started again, perhaps elsewhere; one that *failed* would only fail again.
@@ -81,20 +81,24 @@ def _attempt(task: ReplicaTask, work: Callable[[], bool]) -> tuple[str, list[Pro
             task.say(str(problem))
         return failed_or_died(exc.problems), list(exc.problems)
     except OSError as exc:
-        if exc.errno not in _FULL:
+        outcome, problem = end_of_disk(exc)
+        if outcome == "failed":
             traceback.print_exc()
-            return "failed", [Problem("run.io", f"{exc}")]
-        task.say(str(_no_space(exc)))
-        return "resumable", [_no_space(exc)]
+        else:
+            task.say(str(problem))
+        return outcome, [problem]
     except Exception as exc:  # noqa: BLE001 - the outermost frame: recorded, and never swallowed
         traceback.print_exc()
         return "failed", [Problem("run.bug", f"{type(exc).__name__}: {exc}")]
 
 
-def _no_space(exc: OSError) -> Problem:
+def end_of_disk(exc: OSError) -> tuple[str, Problem]:
+    """The outcome of a step that could not read or write, and why."""
+    if exc.errno not in _FULL:
+        return "failed", Problem("run.io", f"{exc}")
     hint = "make room or have the quota raised, then resume: what is finished is kept"
     where = exc.filename or "the run directory"
-    return Problem("output.no-space", f"{where}: {exc.strerror}", hint=hint)
+    return "resumable", Problem("output.no-space", f"{where}: {exc.strerror}", hint=hint)
 
 
 def failed_or_died(problems: Sequence[Problem]) -> str:
@@ -103,12 +107,19 @@ def failed_or_died(problems: Sequence[Problem]) -> str:
 
 
 def write_outcome(
-    run: RunDir, args: argparse.Namespace, outcome: str, problems: Sequence[Problem]
+    run: RunDir,
+    args: argparse.Namespace,
+    outcome: str,
+    problems: Sequence[Problem],
+    hosts: Sequence[str] = (),
 ) -> None:
-    """Publish how this step ended, once: an outcome that stands already is kept."""
+    """Publish how this step ended, once: an outcome that stands already is kept.
+
+    ``hosts`` are the nodes where it died, if that is not this one.
+    """
     details = {
         "replica": args.replica,
-        "host": socket.gethostname(),
+        "host": ",".join(hosts) or socket.gethostname(),
         "problems": [p.to_json() for p in problems],
     }
     path = run.outcome_path(args.job, args.restart, args.replica, outcome)

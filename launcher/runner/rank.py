@@ -12,21 +12,26 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from launcher.errors import HpcLlmError, Problem, RunError
+from launcher.errors import HpcLlmError, Problem, RunError, Stopped
 from launcher.plan.types import Placement, Plan
+from launcher.preflight.exchange import Preflight
+from launcher.preflight.verdict import check_world
 from launcher.process import adopt_orphans, descendants, kill
 from launcher.rundir import RunDir
 from launcher.runner.__main__ import (
     EXIT_CODES,
     add_arguments,
+    end_of_disk,
     failed_or_died,
     write_outcome,
 )
 from launcher.runner.identity import RankIds, RankReport, find_rank, visible_gpus
 from launcher.runner.leader import Rank, run_rank
+from launcher.runner.replica import say, write_line
 
 __all__ = ["main"]
 
@@ -37,31 +42,88 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     run = RunDir(Path.cwd())
-    rank = 0
     try:
         plan = run.plan(args.plan)
         ids = find_rank(plan.launcher)
-        rank = ids.rank
-        _check_world(plan, ids)
+        where = {"rank": ids.rank, "world": ids.world, "local_rank": ids.local_rank}
+        if found := list(check_world(plan, **where, host=socket.gethostname())):
+            raise RunError(found)
         environ = _environment(plan, args.replica, ids)
-        command = [sys.executable, "-m", "launcher.runner", *_forwarded(args), "--rank", str(rank)]
-        if plan.engine == "tensorrt-llm":
-            own = Rank(run=run, args=args, plan=plan, number=rank, environ=environ, runner=command)
-            return run_rank(own)
-        code, told = _supervise(command, environ)
-        problems = _death(code, plan.task(args.replica, rank))
-        # Slurm's TERM reaches the child too, perhaps before this process has noted its own.
-        if problems and (told or code == -signal.SIGTERM):
-            # Ended before it could say so. A later rank says nothing: why is known elsewhere.
-            if rank == 0:
-                write_outcome(run, args, "resumable", ())
-            return EXIT_CODES["resumable"]
+        code = _preflight(run, args, plan, ids, environ)
+        return _run(run, args, plan, ids.rank, environ) if code is None else code
     except HpcLlmError as exc:
-        code, problems = RunError.exit_code, list(exc.problems)
         sys.stderr.write(f"{exc}\n")
+        write_outcome(run, args, failed_or_died(exc.problems), exc.problems)
+    return RunError.exit_code
+
+
+def _run(
+    run: RunDir, args: argparse.Namespace, plan: Plan, rank: int, environ: Mapping[str, str]
+) -> int:
+    """Start this rank's child and see it to its end; the exit code."""
+    command = [sys.executable, "-m", "launcher.runner", *_forwarded(args), "--rank", str(rank)]
+    if plan.engine == "tensorrt-llm":
+        own = Rank(run=run, args=args, plan=plan, number=rank, environ=environ, runner=command)
+        return run_rank(own)
+    code, told = _supervise(command, environ)
+    problems = _death(code, plan.task(args.replica, rank))
+    # Slurm's TERM reaches the child too, perhaps before this process has noted its own.
+    if problems and (told or code == -signal.SIGTERM):
+        # Ended before it could say so. A later rank says nothing: why is known elsewhere.
+        if rank == 0:
+            write_outcome(run, args, "resumable", ())
+        return EXIT_CODES["resumable"]
     if problems:
         write_outcome(run, args, failed_or_died(problems), problems)
     return code
+
+
+def _preflight(
+    run: RunDir, args: argparse.Namespace, plan: Plan, ids: RankIds, environ: Mapping[str, str]
+) -> int | None:
+    """Have the first rank find whether all of them may go on; the exit code if they may not."""
+    flight = Preflight(run=run, plan=plan, job=args.job, restart=args.restart, replica=args.replica)
+    try:
+        with _leaving_when_told():
+            if ids.rank > 0:
+                passed = flight.passed(ids.rank, ids.local_rank, environ)
+                return None if passed else EXIT_CODES["died"]
+            verdict = flight.judged(ids.rank, ids.local_rank, environ)
+            if verdict.problems:  # first, as the others' ends may end this process as well
+                write_outcome(run, args, verdict.outcome, verdict.problems, verdict.hosts)
+            flight.announce(verdict)
+    except Stopped:
+        kill(descendants())  # whoever is still asked
+        if ids.rank == 0:
+            write_outcome(run, args, "resumable", ())
+        return EXIT_CODES["resumable"]
+    except OSError as exc:
+        outcome, problem = end_of_disk(exc)
+        say(args.replica, str(problem))
+        write_outcome(run, args, outcome, [problem])
+        return EXIT_CODES[outcome]
+    for problem in verdict.problems:
+        say(args.replica, str(problem))
+    if verdict.problems:
+        return EXIT_CODES[verdict.outcome]
+    say(args.replica, verdict.summary(plan.layout.cut.ranks))
+    return None
+
+
+@contextlib.contextmanager
+def _leaving_when_told() -> Iterator[None]:
+    """Raise `Stopped` on what asks a step to leave: nothing is begun yet that would be lost."""
+
+    def leave(number: int, _: object) -> NoReturn:
+        raise Stopped(Problem("run.stopped", f"told to leave by {signal.Signals(number).name}"))
+
+    numbers = (signal.SIGUSR1, signal.SIGTERM)
+    before = [signal.signal(number, leave) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _environment(plan: Plan, replica: int, ids: RankIds) -> dict[str, str]:
@@ -89,29 +151,8 @@ def _environment(plan: Plan, replica: int, ids: RankIds) -> dict[str, str]:
         gpus=gpus,
         cpus=len(os.sched_getaffinity(0)),
     )
-    # One write: unbuffered, print would make two, which launchers tear apart.
-    with contextlib.suppress(OSError):  # a full disk
-        sys.stdout.write(report.line() + "\n")
-        sys.stdout.flush()
+    write_line(report.line())
     return environ
-
-
-def _check_world(plan: Plan, ids: RankIds) -> None:
-    if ids.world != plan.step.tasks:
-        message = (
-            f"rank {ids.rank} on {socket.gethostname()} is one of {ids.world}, "
-            f"and the plan has {plan.step.tasks} ranks"
-        )
-        hint = "start script.sh as it was rendered; compare launch.mpi with `srun --mpi=list`"
-        raise RunError(Problem("run.world-mismatch", message, hint=hint))
-    expected = ids.rank % plan.step.tasks_per_node
-    if ids.local_rank != expected:
-        message = (
-            f"rank {ids.rank} is number {ids.local_rank} on {socket.gethostname()}, and the plan "
-            f"has it as number {expected} of its node"
-        )
-        hint = "ranks must fill the nodes block by block (--distribution=block:block)"
-        raise RunError(Problem("run.placement-mismatch", message, hint=hint))
 
 
 def _forwarded(args: argparse.Namespace) -> list[str]:

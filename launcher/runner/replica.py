@@ -31,7 +31,7 @@ from launcher.runner.keeper import EngineKeeper
 from launcher.runner.preparing import InProcesses, InThread, Rows
 from launcher.telemetry.metrics import Beat, WorkerLog, read_parts
 
-__all__ = ["ReplicaTask", "engine_setup", "run_replica"]
+__all__ = ["ReplicaTask", "engine_setup", "run_replica", "say", "write_line"]
 
 BEAT_S = 2.0
 # Ranks of which this process is none may have seen why the engine has failed.
@@ -63,11 +63,19 @@ class ReplicaTask:
         return self.run.path / "control" / f"{self.job}.{self.restart}.s{self.replica}.meeting"
 
     def say(self, text: str) -> None:
-        """One line into the step's log, with the time of day."""
-        # One write: unbuffered, print would make two, which launchers tear apart.
-        with contextlib.suppress(OSError):  # a full disk
-            sys.stdout.write(f"[{time.strftime('%H:%M:%S')}] replica {self.replica}: {text}\n")
-            sys.stdout.flush()
+        say(self.replica, text)
+
+
+def say(replica: int, text: str) -> None:
+    """One line into the step's log, with the time of day."""
+    write_line(f"[{time.strftime('%H:%M:%S')}] replica {replica}: {text}")
+
+
+def write_line(line: str) -> None:
+    """Into the step's log, in one write: print would make two, which launchers tear apart."""
+    with contextlib.suppress(OSError):  # a full disk
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def run_replica(task: ReplicaTask) -> bool:

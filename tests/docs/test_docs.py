@@ -26,7 +26,7 @@ JOB_SITES = {"quickstart": "local"}
 
 FAMILIES = (
     "cli|spec|plan|site|model|input|rundir|run|engine|gpu|slurm|local|output|template|explain"
-    "|scale|retry|container"
+    "|scale|retry|container|preflight"
 )
 CODE = re.compile(rf"({FAMILIES})\.[a-z][a-z-]*")
 ROW_CODE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")

@@ -76,7 +76,7 @@ class LLM:
         if not path.is_dir():
             raise ValueError(f"stand-in: {path} is no directory, and there is no hub")
         config = json.loads((path / "config.json").read_bytes())
-        how_path = path / "standin.json"
+        how_path = path / "standin.cfg"
         gpus = args.gpus_per_node
         if gpus is None:
             gpus = max(1, len(visible_gpus()))

@@ -48,6 +48,8 @@ class EngineArgs:
         self, usage_context: UsageContext | None = None, headless: bool = False
     ) -> Any:
         found = json.loads(Path(self.model, "config.json").read_bytes())
+        behaviour = Path(self.model, "standin.cfg")
+        how = json.loads(behaviour.read_bytes()) if behaviour.exists() else {}
         limit = found.get("max_position_embeddings", 2048)
         if self.max_model_len is not None and self.max_model_len > limit:
             # vllm/config/model.py, _get_and_verify_max_len, through pydantic
@@ -74,7 +76,7 @@ class EngineArgs:
             scheduler_config=SimpleNamespace(max_num_seqs=sequences),
             parallel_config=self._parallel_config(),
             args=self,
-            standin=(how := found.get("standin", {})),
+            standin=how,
             headless=headless,
             start=how.get("start_of_node", {}).get(str(self.node_rank), how.get("start", "ready")),
         )

@@ -1,0 +1,1 @@
+"""What is checked on every node of a replica before its weights are loaded."""

@@ -1,0 +1,269 @@
+"""Whether the ranks of a replica fit their plan and each other: pure, from what they have told.
+
+Who is at fault is told by nodes: what is wrong with some of them, others may do better; what is
+wrong with all is the job's, and would be so again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from launcher.errors import Problem
+from launcher.plan.types import Plan
+from launcher.preflight.facts import Facts, NodeFacts
+
+__all__ = ["Finding", "check_world", "judge"]
+
+# NCCL's segment for one connection of two ranks on a node, as in "failed to extend
+# /dev/shm/nccl-… to 9637892 bytes" (kserve/kserve issue 3791). Without NVLink or PCIe peers it
+# has at least two channels, so that four ranks are too many for Docker's 64 MB and two are not
+# (NVIDIA/nccl issue 1518); its user guide wants 1 GB ("Runtime and MPI issues").
+CONNECTION_BYTES = 9_637_888
+_CHANNELS = 2
+# Buffers of as many connections to the next node, each way, are registered with the network's
+# device, which locks them; NCCL's user guide wants no limit at all.
+_LOCKED_CONNECTIONS = 16
+# Of a single node nobody can say whether others are like it: in what a job brings along, they are.
+_OF_A_NODE = {
+    "preflight.gpu-twice",
+    "preflight.gpus",
+    "preflight.model-differs",
+    "preflight.model-missing",
+}
+# By what their own MPI_Get_library_version says.
+_OPEN_MPI = "Open MPI"
+# By whether srun starts the ranks.
+_FOR_OPEN_MPI = {
+    True: "set launch.mpi: pmix in the site file; see `srun --mpi=list`",
+    False: "set launch.mpi: openmpi4 or openmpi5, and have the mpirun of that library in PATH",
+}
+_FOR_OTHERS = {
+    True: "use an image with Open MPI, which TensorRT-LLM's is, or set launch.mpi: pmi2",
+    False: "use an image with Open MPI, which TensorRT-LLM's is, or set launch.mpi: hydra",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong, and the nodes on which it is.
+
+    Attributes
+    ----------
+    mendable
+        Whether other nodes in their place may do better.
+    """
+
+    problem: Problem
+    hosts: tuple[str, ...]
+    mendable: bool
+
+
+def check_world(
+    plan: Plan, *, rank: int, world: int, local_rank: int, host: str
+) -> Iterator[Problem]:
+    """What one rank sees to be wrong with its place: then it may not even know its number."""
+    if world != plan.step.tasks:
+        message = (
+            f"rank {rank} on {host} is one of {world}, and the plan has {plan.step.tasks} ranks"
+        )
+        hint = "start script.sh as it was rendered; compare launch.mpi with `srun --mpi=list`"
+        yield Problem("run.world-mismatch", message, hint=hint)
+        return
+    expected = rank % plan.step.tasks_per_node
+    if local_rank != expected:
+        message = (
+            f"rank {rank} is number {local_rank} on {host}, and the plan has it as number "
+            f"{expected} of its node"
+        )
+        hint = "ranks must fill the nodes block by block (--distribution=block:block)"
+        yield Problem("run.placement-mismatch", message, hint=hint)
+
+
+def judge(plan: Plan, replica: int, ranks: Sequence[Facts], digest: str | None) -> list[Finding]:
+    """All that is wrong.
+
+    Parameters
+    ----------
+    ranks
+        Of one replica, in their order.
+    digest
+        The checkpoint's that the run began with (`launcher.plan.types.ModelRef`), where known.
+    """
+    court = _Court(plan, replica, ranks)
+    found = [
+        *court.models(digest),
+        *court.libraries(),
+        *court.gpus(),
+        *court.limits(),
+        *court.versions(),
+    ]
+    return [court.finding(*one) for one in found]
+
+
+# Code, message, hint, and the first ranks of the nodes on which it is so.
+_Found = tuple[str, str, str, Sequence[Facts]]
+
+
+class _Court:
+    def __init__(self, plan: Plan, replica: int, ranks: Sequence[Facts]) -> None:
+        self._plan, self._replica, self._ranks = plan, replica, ranks
+        self._nodes = [(rank, rank.node) for rank in ranks if rank.node is not None]
+
+    def finding(self, code: str, message: str, hint: str, at: Sequence[Facts]) -> Finding:
+        hosts = tuple(dict.fromkeys(rank.host for rank in at))
+        everywhere = len(at) == len(self._nodes)
+        alone = len(self._nodes) == 1 and code in _OF_A_NODE
+        return Finding(Problem(code, message, hint=hint), hosts, not everywhere or alone)
+
+    def models(self, digest: str | None) -> Iterator[_Found]:
+        plan = self._plan
+        if plan.model_path is None:
+            if plan.engine != "echo":
+                message = f"the plan has no checkpoint of {plan.model}, only its shape"
+                hint = "submit again with the checkpoint's directory, or the hub id of a cached one"
+                yield "model.not-cached", message, hint, [rank for rank, _ in self._nodes]
+            return
+        if missing := [rank for rank, node in self._nodes if node.model is None]:
+            why = _listed(f"{r.who}: {n.model_error}" for r, n in self._nodes if r in missing)
+            hint = "is that directory on a file system that these nodes mount?"
+            yield "preflight.model-missing", f"there is no checkpoint: {why}", hint, missing
+        there = [(rank, node.model) for rank, node in self._nodes if node.model is not None]
+        same = [(rank, model) for rank, model in there if digest in (None, model.digest)]
+        if other := [pair for pair in there if pair not in same]:
+            names = _unlike([model.files for _, model in (*same[:1], *other)])
+            files = f" in {_listed(names)}" if names else ""
+            at = [rank for rank, _ in other]
+            message = f"{plan.model_path} is not what the run began with{files}: {_who(at)}"
+            hint = "copy the checkpoint there anew, or start a new run with another output.path"
+            yield "preflight.model-differs", message, hint, at
+        odd, names = _odd([(rank, model.files) for rank, model in same])
+        if odd:
+            message = f"{plan.model_path} differs in {_listed(names)}: {_who(odd)}"
+            hint = "copy the checkpoint there anew, or keep it on a file system that nodes share"
+            yield "preflight.model-differs", message, hint, odd
+
+    def libraries(self) -> Iterator[_Found]:
+        """MPI worlds that would be of one rank each."""
+        if self._plan.step.kind == "leader":
+            found = [(rank, self._library(rank, node)) for rank, node in self._nodes]
+            if wrong := [(rank, told) for rank, told in found if told is not None]:
+                rank, (message, hint) = wrong[0]
+                yield "preflight.mpi", f"{rank.who}: {message}", hint, [rank for rank, _ in wrong]
+
+    def _library(self, rank: Facts, node: NodeFacts) -> tuple[str, str] | None:
+        """What is wrong with the MPI of one node, and what to do."""
+        launch = f"{self._plan.launcher}, launch.mpi {self._plan.mpi or 'unset'}"
+        if node.mpi_error is not None:
+            hint = "load Open MPI's module, or take NVIDIA's image of the release"
+            return f"mpi4py does not start its MPI library: {node.mpi_error}", hint
+        if node.mpi is None:
+            return None
+        by_srun, pmix = self._plan.launcher == "srun", "PMIX_RANK" in rank.pmi
+        pmi = any(name.startswith("PMI_") for name in rank.pmi)
+        if node.mpi.startswith(_OPEN_MPI):
+            # Open MPI 4 may have been built with Slurm's PMI-1 and 2; mpirun has PMIx alone.
+            if pmix or (pmi and by_srun):
+                return None
+            message = f"{node.mpi} would be alone, as the launcher ({launch}) offers no PMIx"
+            return message, _FOR_OPEN_MPI[by_srun]
+        if pmi or not pmix:
+            return None
+        message = f"{node.mpi} would be alone, as the launcher ({launch}) offers PMIx only"
+        return message, _FOR_OTHERS[by_srun]
+
+    def gpus(self) -> Iterator[_Found]:
+        seen: dict[str, Facts] = {}
+        for rank in self._ranks:
+            node = self._node_of(rank)
+            if rank.node is not None and node.gpu_error is not None:
+                hint = "tell whoever runs the cluster; the job leaves this node out where it can"
+                message = f"{rank.who}: nvidia-smi failed: {node.gpu_error}"
+                yield "preflight.gpus", message, hint, [rank]
+            if node.gpus is None or rank.visible is None:
+                continue
+            devices, count = rank.visible.split(","), len(node.gpus)
+            absent = [d for d in devices if d.isdigit() and int(d) >= count]
+            if absent and rank.node is not None:
+                message = f"{rank.who} is to use GPU {_listed(absent)}, and sees {count} GPUs"
+                hint = "compare gpus.per_node of the site file with `nvidia-smi -L` there"
+                yield "preflight.gpus", message, hint, [rank]
+            for device in () if absent else self._own(rank, devices):
+                uuid = node.gpus[int(device)] if device.isdigit() else device
+                if uuid in seen:
+                    message = f"{seen[uuid].who} and {rank.who} would use the same GPU, {uuid}"
+                    hint = "start script.sh as it was rendered: every rank has a GPU of its own"
+                    yield "preflight.gpu-twice", message, hint, [rank]
+                seen.setdefault(uuid, rank)
+
+    def _node_of(self, rank: Facts) -> NodeFacts:
+        """What the first rank of its node has told; ranks fill nodes one after another."""
+        return self._nodes[rank.rank // self._plan.step.tasks_per_node][1]
+
+    def _own(self, rank: Facts, devices: Sequence[str]) -> Sequence[str]:
+        placements = self._plan.task(self._replica, rank.rank)
+        return [devices[p.local_rank] for p in placements if p.local_rank < len(devices)]
+
+    def limits(self) -> Iterator[_Found]:
+        plan, nodes = self._plan, self._plan.step.nodes
+        if plan.layout.allocation.gpus_per_node == 0:
+            return
+        ranks = plan.layout.cut.ranks // nodes
+        least = ranks * _CHANNELS * CONNECTION_BYTES
+        small = [rank for rank, node in self._nodes if _below(node.shm_bytes, least)]
+        if small and ranks > 1 and plan.env.get("NCCL_SHM_DISABLE") != "1":
+            free = min(n.shm_bytes or 0 for r, n in self._nodes if r in small)
+            message = f"{free} bytes of shared memory are free, and {ranks} ranks need {least}"
+            hint = "give the container --shm-size=1g or more, or set NCCL_SHM_DISABLE: '1' in env"
+            yield "preflight.shared-memory", f"{message}: {_who(small)}", hint, small
+        least = 2 * _LOCKED_CONNECTIONS * CONNECTION_BYTES
+        bound = [r for r, n in self._nodes if n.rdma and _below(n.memlock_bytes, least)]
+        if bound and nodes > 1 and plan.env.get("NCCL_IB_DISABLE") != "1":
+            limits = _listed(sorted({str(n.memlock_bytes) for r, n in self._nodes if r in bound}))
+            message = f"{limits} bytes may be locked (ulimit -l), and InfiniBand needs {least}"
+            hint = "run `ulimit -l unlimited` before sbatch, which hands limits on, or ask the site"
+            yield "preflight.locked-memory", f"{message}: {_who(bound)}", hint, bound
+
+    def versions(self) -> Iterator[_Found]:
+        odd, names = _odd([(rank, node.versions) for rank, node in self._nodes])
+        if odd:
+            found = [
+                (r.host, name, n.versions.get(name, "missing"))
+                for r, n in self._nodes
+                for name in names
+            ]
+            told = _listed(f"{name} {version} on {host}" for host, name, version in found)
+            message = f"nodes have different software ({told}): {_who(odd)}"
+            hint = "use one image, or one venv that all nodes share"
+            yield "preflight.versions", message, hint, odd
+
+
+def _below(value: int | None, least: int) -> bool:
+    return value is not None and value < least
+
+
+def _odd(told: Sequence[tuple[Facts, Mapping[str, str]]]) -> tuple[list[Facts], list[str]]:
+    """Who is unlike most of the others, and in which names; all where there is no majority."""
+    kinds = Counter(frozenset(values.items()) for _, values in told)
+    if len(kinds) <= 1:
+        return [], []
+    (first, most), (_, next_most) = kinds.most_common(2)
+    odd = [r for r, values in told if most == next_most or frozenset(values.items()) != first]
+    return odd, _unlike([values for _, values in told])
+
+
+def _unlike(told: Sequence[Mapping[str, str]]) -> list[str]:
+    """Names that do not have the same value everywhere."""
+    names = sorted({name for values in told for name in values})
+    return [name for name in names if len({values.get(name) for values in told}) > 1]
+
+
+def _who(ranks: Iterable[Facts]) -> str:
+    return _listed(rank.who for rank in ranks)
+
+
+def _listed(names: Iterable[str], most: int = 4) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

@@ -1,0 +1,401 @@
+"""What the ranks of a replica tell before the engine starts, and what is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from run_making import make_plan
+
+from launcher.plan.layout import NodeShape, lay_out
+from launcher.plan.types import Cut, Plan, Step
+from launcher.preflight import facts as facts_module
+from launcher.preflight.facts import Facts, NodeFacts, gather
+from launcher.preflight.fingerprint import Fingerprint, fingerprint
+from launcher.preflight.verdict import CONNECTION_BYTES, Finding, check_world, judge
+
+MIB = 1 << 20
+MODEL = Fingerprint(digest="d", files={"config.json": "c", "a.safetensors": "9 bytes x"})
+OPEN_MPI, MPICH = "Open MPI v4.1.4, package: Debian", "MPICH Version:      4.2.0"
+
+
+def plan_of(tp: int = 2, nodes: int = 2, *, gpus: bool = True, **changes: Any) -> Plan:
+    """``tp`` ranks on each of ``nodes``."""
+    shape = NodeShape(slots=tp, slots_all=tp, has_gpus=gpus)
+    layout = lay_out(Cut(tp=tp, pp=nodes), 1, shape)
+    step = Step(kind="leader", nodes=nodes, tasks_per_node=tp)
+    wanted = {"engine": "tensorrt-llm", "model_path": "/m", "launcher": "srun", "mpi": "pmix"}
+    return make_plan(**{**wanted, "layout": layout, "step": step, **changes})
+
+
+def ranks_of(
+    plan: Plan, of_node: Mapping[int, Mapping[str, Any]] | None = None, **of_rank: Any
+) -> list[Facts]:
+    """All is well but for what ``of_node`` says of a node, or ``of_rank`` of every rank."""
+    each = plan.step.tasks_per_node
+    found = []
+    for rank in range(plan.step.tasks):
+        node = rank // each
+        well: dict[str, Any] = {
+            "versions": {"python": "3.12.3"},
+            "model": MODEL,
+            "gpus": tuple(f"GPU-{node}-{n}" for n in range(each)),
+            "mpi": OPEN_MPI,
+            "shm_bytes": 1 << 34,
+        }
+        told: dict[str, Any] = {
+            "rank": rank,
+            "local_rank": rank % each,
+            "host": f"node{node}",
+            "pmi": {"PMIX_RANK": str(rank)},
+            "visible": ",".join(map(str, range(each))),
+            "node": None
+            if rank % each
+            else NodeFacts(**well | dict((of_node or {}).get(node, {}))),
+        }
+        found.append(Facts(**told | of_rank))
+    return found
+
+
+def judged(plan: Plan, ranks: list[Facts], digest: str | None = "d") -> list[Finding]:
+    return judge(plan, 0, ranks, digest)
+
+
+def one(found: list[Finding], code: str) -> Finding:
+    [finding] = found
+    assert finding.problem.code == code
+    assert finding.problem.hint
+    return finding
+
+
+def everywhere(plan: Plan, **of_node: Any) -> dict[int, dict[str, Any]]:
+    return dict.fromkeys(range(plan.step.nodes), of_node)
+
+
+# --- the verdict
+
+
+@given(tp=st.integers(1, 8), nodes=st.integers(1, 5))
+def test_ranks_of_which_nothing_is_wrong_may_go_on(tp: int, nodes: int) -> None:
+    plan = plan_of(tp, nodes)
+    assert judged(plan, ranks_of(plan)) == []
+
+
+@given(nodes=st.integers(3, 6), bad=st.integers(0, 5), data=st.data())
+def test_of_more_than_two_nodes_one_that_is_unlike_the_others_is_named(
+    nodes: int, bad: int, data: st.DataObject
+) -> None:
+    bad %= nodes
+    plan = plan_of(2, nodes)
+    name = data.draw(st.sampled_from(sorted(MODEL.files)))
+    other = dataclasses.replace(MODEL, files={**MODEL.files, name: "other"})
+    found = one(judged(plan, ranks_of(plan, {bad: {"model": other}})), "preflight.model-differs")
+    assert (found.hosts, found.mendable) == ((f"node{bad}",), True)
+    assert found.problem.message == f"/m differs in {name}: rank {2 * bad} on node{bad}"
+
+
+def test_of_two_nodes_with_different_weights_nobody_can_say_which_is_wrong() -> None:
+    plan = plan_of()
+    other = dataclasses.replace(MODEL, files={**MODEL.files, "a.safetensors": "9 bytes y"})
+    found = one(judged(plan, ranks_of(plan, {1: {"model": other}})), "preflight.model-differs")
+    assert (found.hosts, found.mendable) == (("node0", "node1"), False)
+
+
+def test_of_two_nodes_the_one_that_has_not_the_model_of_the_run_is_wrong() -> None:
+    plan = plan_of()
+    other = Fingerprint(digest="e", files={"config.json": "c", "a.safetensors": "8 bytes x"})
+    found = one(judged(plan, ranks_of(plan, {0: {"model": other}})), "preflight.model-differs")
+    assert (found.hosts, found.mendable) == (("node0",), True)
+    assert "/m is not what the run began with in a.safetensors: rank 0" in found.problem.message
+
+
+def test_a_model_that_all_nodes_have_otherwise_would_be_so_on_others() -> None:
+    plan = plan_of()
+    found = one(judged(plan, ranks_of(plan), digest="before"), "preflight.model-differs")
+    assert not found.mendable
+    assert judged(plan, ranks_of(plan), digest=None) == []
+
+
+def test_a_model_that_is_missing_is_the_nodes_fault_unless_none_has_it() -> None:
+    plan = plan_of()
+    gone = {"model": None, "model_error": "No such file or directory: /m/config.json"}
+    found = one(judged(plan, ranks_of(plan, {1: gone})), "preflight.model-missing")
+    assert (found.hosts, found.mendable) == (("node1",), True)
+    assert "rank 2 on node1: No such file or directory: /m/config.json" in found.problem.message
+    found = one(judged(plan, ranks_of(plan, {0: gone, 1: gone})), "preflight.model-missing")
+    assert not found.mendable
+    alone = plan_of(1, 1)
+    assert one(judged(alone, ranks_of(alone, {0: gone})), "preflight.model-missing").mendable
+
+
+def test_a_plan_from_a_shape_alone_has_no_model_to_start() -> None:
+    plan = plan_of(1, 1, model_path=None, model="llama-3.1-8b")
+    ranks = ranks_of(plan, everywhere(plan, model=None))
+    assert not one(judged(plan, ranks, None), "model.not-cached").mendable
+    echo = plan_of(model_path=None, engine="echo")
+    assert judged(echo, ranks_of(echo, everywhere(echo, model=None)), None) == []
+
+
+@pytest.mark.parametrize(
+    ("library", "launcher", "pmi", "remedy"),
+    [
+        (OPEN_MPI, "srun", {}, "launch.mpi: pmix"),
+        (MPICH, "srun", {"PMIX_RANK": "0"}, "launch.mpi: pmi2"),
+        (OPEN_MPI, "mpirun", {"PMI_RANK": "0"}, "launch.mpi: openmpi4"),
+        (MPICH, "mpirun", {"PMIX_RANK": "0"}, "launch.mpi: hydra"),
+        ("Intel(R) MPI Library 2021.12", "srun", {"PMIX_RANK": "0"}, "launch.mpi: pmi2"),
+        (OPEN_MPI, "srun", {"PMI_RANK": "0"}, None),
+        (MPICH, "srun", {"PMI_RANK": "0"}, None),
+        (MPICH, "mpirun", {"PMI_RANK": "0"}, None),
+        (MPICH, "srun", {"PMIX_RANK": "0", "PMI_CONTROL_PORT": "1"}, None),
+        (None, "srun", {}, None),
+    ],
+)
+def test_ranks_that_would_be_alone_are_told_with_their_remedy(
+    library: str | None, launcher: str, pmi: dict[str, str], remedy: str | None
+) -> None:
+    plan = plan_of(launcher=launcher)
+    found = judged(plan, ranks_of(plan, everywhere(plan, mpi=library), pmi=pmi))
+    if remedy is None:
+        assert found == []
+        return
+    finding = one(found, "preflight.mpi")
+    assert not finding.mendable
+    assert remedy in str(finding.problem.hint)
+    assert str(library) in finding.problem.message
+
+
+def test_engines_that_do_not_meet_by_mpi_are_not_asked_for_it() -> None:
+    step = Step(kind="spmd", nodes=2, tasks_per_node=2)
+    plan = plan_of(engine="transformers", step=step)
+    assert judged(plan, ranks_of(plan, pmi={})) == []
+
+
+def test_an_mpi_library_that_cannot_be_loaded_on_one_node_is_that_nodes_fault() -> None:
+    plan = plan_of()
+    broken = {"mpi": None, "mpi_error": "ImportError: libmpi.so.40: cannot open shared object file"}
+    found = one(judged(plan, ranks_of(plan, {1: broken})), "preflight.mpi")
+    assert (found.hosts, found.mendable) == (("node1",), True)
+    assert "rank 2 on node1: " in found.problem.message
+    assert "libmpi.so.40" in found.problem.message
+
+
+def test_fewer_gpus_than_the_rank_is_to_use_are_named() -> None:
+    plan = plan_of()
+    found = one(judged(plan, ranks_of(plan, {1: {"gpus": ("GPU-a",)}})), "preflight.gpus")
+    assert found.problem.message == "rank 2 on node1 is to use GPU 1, and sees 1 GPUs"
+    assert (found.hosts, found.mendable) == (("node1",), True)
+
+
+def test_a_driver_that_fails_is_its_nodes_fault() -> None:
+    plan = plan_of(1, 1)
+    failing = {"gpus": None, "gpu_error": "Unable to determine the device handle for GPU"}
+    found = one(judged(plan, ranks_of(plan, {0: failing})), "preflight.gpus")
+    assert found.mendable
+    assert "Unable to determine" in found.problem.message
+
+
+@pytest.mark.parametrize("visible", ["0,0", "GPU-x,GPU-x"])
+def test_two_ranks_with_one_gpu_are_named(visible: str) -> None:
+    plan = plan_of(2, 1)
+    found = one(judged(plan, ranks_of(plan, visible=visible)), "preflight.gpu-twice")
+    assert found.problem.message.startswith("rank 0 on node0 and rank 1 on node0 would use the")
+
+
+def test_two_nodes_that_are_one_machine_have_the_same_gpus() -> None:
+    plan = plan_of(1, 2)
+    same = everywhere(plan, gpus=("GPU-a",))
+    assert one(judged(plan, ranks_of(plan, same)), "preflight.gpu-twice").hosts == ("node1",)
+
+
+def test_a_task_that_starts_all_ranks_of_a_node_uses_all_gpus_that_it_sees() -> None:
+    step = Step(kind="per-node", nodes=2, tasks_per_node=1)
+    plan = plan_of(engine="vllm", step=step)
+    seen = {n: {"gpus": (f"GPU-{n}-0", f"GPU-{n}-1", f"GPU-{n}-2")} for n in (0, 1)}
+    assert judged(plan, ranks_of(plan, seen, visible="1,2")) == []
+    found = judged(plan, ranks_of(plan, seen, visible="2,2"))
+    assert [f.problem.code for f in found] == ["preflight.gpu-twice"] * 2
+
+
+@given(ranks=st.integers(2, 16), free=st.integers(0, 512 * MIB))
+def test_shared_memory_is_enough_for_every_rank_on_the_node_or_it_is_told(
+    ranks: int, free: int
+) -> None:
+    plan = plan_of(ranks, 1)
+    found = judged(plan, ranks_of(plan, {0: {"shm_bytes": free}}))
+    assert bool(found) == (free < 2 * ranks * CONNECTION_BYTES)
+    # Containers of one job are alike.
+    assert not any(f.mendable for f in found)
+    without = dataclasses.replace(plan, env={"NCCL_SHM_DISABLE": "1"})
+    assert judged(without, ranks_of(without, {0: {"shm_bytes": free}})) == []
+
+
+def test_dockers_own_shared_memory_is_too_little_for_four_ranks_and_enough_for_two() -> None:
+    free = {0: {"shm_bytes": 64 * MIB}}
+    assert judged(plan_of(2, 1), ranks_of(plan_of(2, 1), free)) == []
+    one(judged(plan_of(4, 1), ranks_of(plan_of(4, 1), free)), "preflight.shared-memory")
+
+
+def test_memory_that_may_not_be_locked_matters_over_infiniband_between_nodes() -> None:
+    plan = plan_of()
+    bound = {"memlock_bytes": 8 * MIB, "rdma": ("mlx5_0",)}
+    found = one(judged(plan, ranks_of(plan, {1: bound})), "preflight.locked-memory")
+    assert (found.hosts, found.mendable) == (("node1",), True)
+    assert str(8 * MIB) in found.problem.message
+    assert judged(plan, ranks_of(plan, {1: {**bound, "rdma": ()}})) == []
+    assert judged(plan, ranks_of(plan, {1: {**bound, "memlock_bytes": None}})) == []
+    one(judged(plan, ranks_of(plan, {1: {**bound, "memlock_bytes": 0}})), found.problem.code)
+    alone = plan_of(2, 1)
+    assert judged(alone, ranks_of(alone, {0: bound})) == []
+
+
+def test_versions_that_differ_between_nodes_are_named_with_the_node() -> None:
+    plan = plan_of(1, 3)
+    old = {"versions": {"python": "3.12.3", "torch": "2.8.0"}}
+    found = one(judged(plan, ranks_of(plan, {2: old})), "preflight.versions")
+    assert (found.hosts, found.mendable) == (("node2",), True)
+    assert "torch missing on node0" in found.problem.message
+    assert "torch 2.8.0 on node2" in found.problem.message
+    assert "python" not in found.problem.message
+
+
+def test_a_world_of_another_size_is_told_before_ranks_are_looked_for() -> None:
+    plan = plan_of()
+    [problem] = check_world(plan, rank=0, world=1, local_rank=0, host="node0")
+    assert problem.code == "run.world-mismatch"
+    assert list(check_world(plan, rank=0, world=4, local_rank=0, host="node0")) == []
+    [problem] = check_world(plan, rank=1, world=4, local_rank=0, host="node1")
+    assert problem.code == "run.placement-mismatch"
+
+
+# --- the checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "README.md").write_text("not a part of it")
+    (folder / "a.safetensors").write_bytes(bytes(3 * MIB))
+    return folder
+
+
+def test_what_is_no_part_of_a_model_is_no_part_of_its_fingerprint(checkpoint: Path) -> None:
+    before = fingerprint(checkpoint, ends=True)
+    assert sorted(before.files) == ["a.safetensors", "config.json"]
+    (checkpoint / "README.md").write_text("other")
+    assert fingerprint(checkpoint, ends=True) == before
+
+
+@given(at=st.sampled_from([0, MIB - 1, MIB, 3 * MIB // 2, 2 * MIB - 1, 2 * MIB, 3 * MIB - 1]))
+def test_a_byte_at_either_end_of_the_weights_is_seen_and_one_within_is_not(
+    tmp_path_factory: pytest.TempPathFactory, at: int
+) -> None:
+    folder = tmp_path_factory.mktemp("model")
+    weights = bytearray(3 * MIB)
+    (folder / "a.safetensors").write_bytes(weights)
+    before = fingerprint(folder, ends=True)
+    weights[at] = 1
+    (folder / "a.safetensors").write_bytes(weights)
+    after = fingerprint(folder, ends=True)
+    assert (after.files != before.files) == (not MIB <= at < 2 * MIB)
+    assert after.digest == before.digest
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 2 * MIB + 1])
+def test_weights_of_any_size_have_ends(tmp_path: Path, size: int) -> None:
+    (tmp_path / "a.safetensors").write_bytes(bytes(size))
+    found = fingerprint(tmp_path, ends=True).files["a.safetensors"]
+    assert found.startswith(f"{size} bytes ")
+
+
+def test_size_and_content_of_small_files_are_the_digest(checkpoint: Path) -> None:
+    before = fingerprint(checkpoint).digest
+    (checkpoint / "config.json").write_text("{ }")
+    changed = fingerprint(checkpoint).digest
+    assert changed != before
+    os.truncate(checkpoint / "a.safetensors", 2 * MIB)
+    assert fingerprint(checkpoint).digest not in (before, changed)
+
+
+# --- one rank
+
+
+def program(folder: Path, name: str, script: str) -> dict[str, str]:
+    """An environment in which ``name`` is this script."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+LISTED = """cat <<END
+GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa)
+  MIG 1g.10gb     Device  0: (UUID: MIG-cccc)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bbbb)
+END"""
+
+
+def test_gpus_are_those_that_nvidia_smi_lists(tmp_path: Path) -> None:
+    environ = program(tmp_path / "bin", "nvidia-smi", LISTED) | {"CUDA_VISIBLE_DEVICES": "1"}
+    found = gather(plan_of(1, 1, model_path=None), 0, 0, environ)
+    assert found.node is not None
+    assert (found.node.gpus, found.node.gpu_error) == (("GPU-aaaa", "GPU-bbbb"), None)
+    assert found.visible == "1"
+
+
+def test_what_nvidia_smi_says_when_it_fails_is_kept(tmp_path: Path) -> None:
+    environ = program(tmp_path / "bin", "nvidia-smi", "echo GPU is lost >&2; exit 15")
+    found = gather(plan_of(1, 1, model_path=None), 0, 0, environ)
+    assert found.node is not None
+    assert (found.node.gpus, found.node.gpu_error) == (None, "GPU is lost")
+
+
+def test_an_nvidia_smi_that_hangs_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts_module, "ANSWER_S", 0.2)
+    environ = program(tmp_path / "bin", "nvidia-smi", "exec sleep 60")
+    found = gather(plan_of(1, 1, model_path=None), 0, 0, environ)
+    assert found.node is not None
+    assert str(found.node.gpu_error).startswith("nvidia-smi did not answer")
+
+
+def test_later_ranks_of_a_node_look_at_nothing_that_the_first_one_tells(tmp_path: Path) -> None:
+    environ = program(tmp_path / "bin", "nvidia-smi", f"touch {tmp_path}/asked")
+    assert gather(plan_of(2, 1), 1, 1, environ).node is None
+    assert not (tmp_path / "asked").exists()
+
+
+def test_nodes_without_gpus_are_asked_for_none(tmp_path: Path) -> None:
+    environ = program(tmp_path / "bin", "nvidia-smi", f"touch {tmp_path}/asked")
+    plan = plan_of(1, 1, gpus=False, model_path=None)
+    found = gather(plan, 0, 0, environ | {"CUDA_VISIBLE_DEVICES": "0"})
+    assert found.visible is None
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_directory_without_a_checkpoint_is_missing_too(tmp_path: Path) -> None:
+    found = gather(plan_of(1, 1, model_path=str(tmp_path)), 0, 0, {})
+    assert found.node is not None
+    assert found.node.model is None
+    assert found.node.model_error == f"No such file or directory: {tmp_path}/config.json"
+
+
+def test_facts_survive_being_written(checkpoint: Path) -> None:
+    plan = plan_of(1, 2, model_path=str(checkpoint))
+    environ = {"PMIX_RANK": "0", "PATH": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = gather(plan, 0, 0, environ)
+    assert Facts.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+    later = gather(plan, 1, 1, environ)
+    assert Facts.from_json(json.loads(json.dumps(dataclasses.asdict(later)))) == later

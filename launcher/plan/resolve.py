@@ -17,6 +17,7 @@ from launcher.plan import checks, trtllm_checks, trtllm_options, vllm_options
 from launcher.plan.capabilities import ENGINES, step_kind
 from launcher.plan.directives import slurm_directives
 from launcher.plan.engine_options import Complaint
+from launcher.plan.fabric import wire
 from launcher.plan.layout import NodeShape, lay_out
 from launcher.plan.mounts import complete_mounts
 from launcher.plan.types import Cut, Layout, Plan, Step, WorkRuntime
@@ -424,6 +425,10 @@ def _plan(
     for key in ("warn_before", "max_bad_fraction", "engine_restarts"):
         r.from_job(f"limits.{key}", getattr(r.job.limits, key))
     gpus = r.site.partitions[name].gpus
+    wired = wire(r.job, r.site, name, layout, r.job_source, r.site_source)
+    r.problems += wired.warnings
+    for key, value, source in wired.decisions:
+        r.decide(key, value, source)
     directives = (
         () if time_s is None else slurm_directives(r.job, r.site, name, layout, step, time_s=time_s)
     )
@@ -451,7 +456,9 @@ def _plan(
         origin=r.facts.origin,
         settings=r.facts.settings,
         engine_options=r.job.engine_options,
-        env={**r.site.env, **r.job.env},
+        env=wired.env,
+        gpus=wired.gpus,
+        network=wired.network,
     )
 
 

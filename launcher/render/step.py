@@ -55,6 +55,8 @@ def _srun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
         yield f"--mpi={plan.mpi}"
     if plan.forced_binding:
         yield "--gpu-bind=none"
+    if plan.network is not None:
+        yield from plan.network.srun
     yield from ("--label", "--unbuffered")
     if plan.runtime.container == "pyxis" and plan.runtime.image:
         yield f"--container-image={plan.runtime.image}"

@@ -190,4 +190,4 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     limits: Limits = Limits()
     engine_options: dict[str, Any] = {}
     env: dict[EnvName, str] = {}
-    allow: list[Literal["tp-over-fabric"]] = []
+    allow: list[Literal["tp-over-fabric", "tcp-fallback"]] = []

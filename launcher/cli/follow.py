@@ -76,11 +76,10 @@ def status_answer(found: RunStatus, *, ended: bool) -> Answer:
 
 def _networks(found: RunStatus) -> list[str]:
     """What NCCL uses between nodes, each once, and what is wrong with it."""
-    used = [n["network"] for n in found.networks if n["network"] is not None]
-    lines = [f"network: {words}" for words in dict.fromkeys(used)]
+    lines = [f"network: {n['network']}" for n in found.networks if n["network"] is not None]
     warnings = (p for n in found.networks for p in n["problems"] if p["severity"] == "warning")
     lines += [f"warning: {w['message']}; {w['hint']}" for w in warnings]
-    return lines[:_MOST_SHOWN]
+    return list(dict.fromkeys(lines))[:_MOST_SHOWN]
 
 
 def status_line(found: RunStatus) -> str:

@@ -34,7 +34,7 @@ _VERBS = re.compile(r"NET/IB : Using (.*)")
 _PORT = re.compile(r"\[\d+\]\s*([^\s:{}]+:\d+/(?:IB|RoCE))")
 _SOCKETS = re.compile(r"NET/\w*Socket : Using (.*)")
 _INTERFACE = re.compile(r"\[\d+\]([^\s:]+):")
-_NETWORK = re.compile(r"Using network (\S[^\n]*)")
+_NETWORK = re.compile(r"NCCL INFO Using network (\S[^\n]*)")
 # Of a pair that is too far apart ("distance 9 > 4") the same is said where another is used.
 _NO_GDR = re.compile(
     r"GPU Direct RDMA Disabled for HCA \d+ '|via NET/IB/\d+(?:\(\d+\))?(?!.*/GDRDMA)"

@@ -94,7 +94,8 @@ class Judge:
             self.network = found.names[0]
 
     def _fell_back(self, found: Finding, expected: Network) -> None:
-        self.network = "TCP" + (f" on {', '.join(found.names)}" if found.names else "")
+        if found.names or self.network is None:  # "Using network Socket" tells less
+            self.network = " on ".join(["TCP", *([", ".join(found.names)] if found.names else [])])
         declared = _FABRICS[expected.type]
         if expected.type == "ethernet" and not expected.rails:
             return

@@ -91,7 +91,7 @@ class Rank:
     number: int
     environ: Mapping[str, str]
     runner: Sequence[str]
-    nccl: NcclLog | None = None
+    nccl: NcclLog
 
     @property
     def several(self) -> bool:
@@ -158,8 +158,7 @@ class _Family:
         self._inside = inside_mpi(environ, rank.plan.launcher)
         self._outside = outside_mpi(environ)
         self._watch = Watch(self._who, several=rank.several, limits_s=_limits_s(rank))
-        if rank.nccl is not None:
-            rank.nccl.also = self._watch.hear
+        rank.nccl.also = self._watch.hear
         self._runner: Child | None = None
         self._told_s: float | None = None
 
@@ -276,10 +275,13 @@ class _Family:
 
     def _death(self, child: Child) -> Fault:
         code = child.code
+        self._rank.nccl.settle()
+        if fatal := self._rank.nccl.fatal:
+            return Fault(fatal)
         return self._watch.death(f"its {child.name} {child.how}", killed=code < 0)
 
     def _fault(self) -> Fault | None:
-        fatal = self._rank.nccl.fatal if self._rank.nccl else None
+        fatal = self._rank.nccl.fatal
         return Fault(fatal) if fatal else self._watch.fault()
 
     def _too_short(self) -> Fault | None:

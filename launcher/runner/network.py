@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import shutil
 import socket
 import tempfile
@@ -26,7 +25,10 @@ from launcher.runner.nccl import Finding, classify
 __all__ = ["Judge", "NcclLog"]
 
 _CHUNK_BYTES = 65536
+_SETTLED = b"hpc-llm: all is heard"
 _KEPT = 5
+# More than it takes to kill what does not want to die.
+_PATIENCE_S = 10.0
 _SUBSYSTEMS = "INIT,BOOTSTRAP,NET,ENV"
 _FABRICS = {
     "infiniband": "InfiniBand",
@@ -160,6 +162,7 @@ class NcclLog:
         self._note, self._first = note, first
         self._echo = "NCCL_DEBUG" in environ
         self._over = False
+        self._settled = threading.Event()
         self._thread: threading.Thread | None = None
         talks = plan.gpus is not None and plan.layout.cut.ranks > 1
         if talks and "NCCL_DEBUG_FILE" not in environ:
@@ -187,23 +190,33 @@ class NcclLog:
         self._thread = threading.Thread(target=self._read, name="nccl", daemon=True)
         self._thread.start()
 
+    def settle(self) -> None:
+        """Hear all that was written until now."""
+        if self._thread is not None:
+            self._settled.clear()
+            os.write(self._pipe, b"\n" + _SETTLED + b"\n")
+            self._settled.wait(_PATIENCE_S)
+
     def close(self) -> None:
-        """Read what is left."""
+        """Hear what is left, and nothing more."""
         if self._thread is None:
             return
+        self._settled.clear()  # else it might end before the last word is written
         self._over = True
-        os.write(self._pipe, b"\n")
-        self._thread.join()
+        self.settle()
+        self._thread.join(_PATIENCE_S)
         os.close(self._pipe)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self) -> None:
         rest = b""
-        while not self._over or select.select([self._pipe], [], [], 0)[0]:
+        while not (self._over and self._settled.is_set()):
             *lines, rest = (rest + os.read(self._pipe, _CHUNK_BYTES)).split(b"\n")
             rest = rest[-_CHUNK_BYTES:]
             for line in lines:
-                if line:
+                if line == _SETTLED:
+                    self._settled.set()
+                elif line:
                     self._hear(line.decode(errors="replace"))
 
     def _hear(self, line: str) -> None:

@@ -71,8 +71,8 @@ def test_a_container_with_some_of_the_gpus_does_not_tell_which(driver: Path) -> 
 
 
 def test_a_rank_gets_the_cpus_of_its_gpus_in_whatever_order_they_are() -> None:
-    assert near(REVERSED, [0], None) == set(range(48, 64))
-    assert near(REVERSED, [2, 3], "0,1,2,3") == set(range(32))
+    assert near(REVERSED, [0], None) == frozenset(range(48, 64))
+    assert near(REVERSED, [2, 3], "0,1,2,3") == frozenset(range(32))
 
 
 def test_why_no_cpus_are_near_is_said() -> None:
@@ -102,7 +102,7 @@ def test_who_was_given_only_near_cpus_keeps_them(affinity: frozenset[int]) -> No
     assert os.sched_getaffinity(0) == own
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU has no other")  # noqa: PLR2004
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU has no other")
 def test_on_a_whole_node_a_rank_moves_to_the_near_cpus_and_elsewhere_not(
     affinity: frozenset[int],
 ) -> None:

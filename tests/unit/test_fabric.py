@@ -73,8 +73,6 @@ def test_infiniband_rails_are_one_exact_list_in_the_order_of_the_site_file() -> 
 
 
 @pytest.mark.parametrize("interface", ["ib", "=ib0,ib1", "^docker", "^=eth0"])
-
-
 def test_what_takes_one_whole_name_gets_no_prefix_and_no_list(interface: str) -> None:
     found = settings(Fabric(type="infiniband", interface=interface))
     assert found == {"NCCL_SOCKET_IFNAME": (interface, "interface")}
@@ -88,8 +86,6 @@ def test_ucx_is_told_of_ports_only_where_all_have_their_number() -> None:
 
 
 @pytest.mark.parametrize("kind", ["slingshot", "omnipath"])
-
-
 def test_of_a_port_that_is_not_reached_by_verbs_only_what_the_site_states_is_set(kind: str) -> None:
     rails = "[{hca: cxi0, gpus: [0, 1]}]"
     found = set_by(

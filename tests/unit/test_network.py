@@ -161,7 +161,8 @@ def test_warnings_reach_the_log_nccls_own_too_and_the_step_is_stopped(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stopped: list[str] = []
-    with contextlib.closing(NcclLog(plan(), environ := {}, tmp_path / "n", first=False)) as log:
+    environ: dict[str, str] = {}
+    with contextlib.closing(NcclLog(plan(), environ, tmp_path / "n", first=False)) as log:
         log.on_fatal(lambda: stopped.append("yes"))
         words = [sys.executable, "-c", WRITE, str(RECORDED / "sockets.log")]
         subprocess.run(words, env=environ, check=True)

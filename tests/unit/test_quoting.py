@@ -197,3 +197,8 @@ def test_the_port_stops_at_the_first_command() -> None:
 
 def test_the_standard_library_alone_would_lose_a_backslash() -> None:
     assert sbatch_tokens.words(f"--x={shlex.quote(chr(92) + 'a')}") == ["--x=a"]
+
+
+def test_a_value_that_begins_with_an_equals_sign_is_quoted() -> None:
+    assert shell_value("=mlx5_0:1,mlx5_1:1") == "'=mlx5_0:1,mlx5_1:1'"
+    assert shell_value("a=b") == "a=b"

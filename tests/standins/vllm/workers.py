@@ -3,8 +3,8 @@
 Started as ``python workers.py PIPE RANK PLACE START``, PLACE being the JSON of what
 ``vllm/config/parallel.py`` knows: ``world_size``, ``local_world_size``, ``address``, ``port``. Once
 all ranks are connected to rank 0 at that address, each says so in the log, has NCCL say what is in
-the file ``STANDIN_NCCL_LOG`` where there is one, and writes a byte to PIPE. SIGUSR2 is its death by NCCL. With another START than ``ready`` it fails as that cause of
-`core.CAUSES` does.
+the file ``STANDIN_NCCL_LOG`` where there is one, and writes a byte to PIPE. SIGUSR2 is its death by
+NCCL. With another START than ``ready`` it fails as that cause of `core.CAUSES` does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 
@@ -88,7 +89,7 @@ def say_as_nccl() -> None:
     if recorded is None or os.environ.get("NCCL_DEBUG") != "INFO":
         return
     place = os.environ.get("NCCL_DEBUG_FILE", "/dev/stdout")
-    with open(recorded) as lines, open(place, "w", buffering=1) as log:
+    with Path(recorded).open() as lines, Path(place).open("w", buffering=1) as log:
         log.writelines(lines)
 
 

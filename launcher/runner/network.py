@@ -108,17 +108,19 @@ class Judge:
         self._warn(f"uses sockets, and the site has {declared}", "see what NCCL_DEBUG=INFO says")
 
     def _ports(self, names: tuple[str, ...], expected: Network) -> None:
+        if not names:
+            return
         links = sorted({_LINKS[name.rpartition("/")[2]] for name in names})
         count = len(names)
         self.network = f"{' and '.join(links)}, {count} rail{'s' * (count != 1)}"
-        strange = [n for n in names if n.endswith("/RoCE")] if expected.type == "infiniband" else []
+        rails = {rail.hca for rail in expected.rails}
+        strange = [name for name in names if _is_strange(name, rails, expected)]
         if strange:
             self._warn(
-                f"uses {', '.join(strange)} beside InfiniBand or in place of it",
+                f"uses {', '.join(strange)}, which is no rail of the site",
                 "name the ports that carry GPU traffic as fabric.rails of the site",
             )
-        used = {name.rpartition("/")[0] for name in names}
-        used |= {name.partition(":")[0] for name in used}  # rails may be named without a port
+        used = {known for name in names for known in _hca(name)}
         missing = [rail.hca for rail in expected.rails if rail.hca not in used]
         if missing:
             self._warn(f"does not use {', '.join(missing)}", "see whether ibstat has them Active")
@@ -140,6 +142,17 @@ class Judge:
             "network": self.network,
             "problems": [problem.to_json() for problem in problems],
         }
+
+
+def _hca(name: str) -> set[str]:
+    """``mlx5_0:1/IB`` as a site may name it: with its port, or without."""
+    return {name.rpartition("/")[0], name.partition(":")[0]}
+
+
+def _is_strange(name: str, rails: set[str], expected: Network) -> bool:
+    if rails:
+        return rails.isdisjoint(_hca(name))
+    return expected.type == "infiniband" and name.endswith("/RoCE")
 
 
 class NcclLog:

@@ -74,7 +74,25 @@ def test_a_plugin_is_named_as_nccl_names_it() -> None:
 def test_roce_ports_among_infiniband_are_named() -> None:
     judge = judged("roce-bond")
     assert judge.network == "InfiniBand and RoCE, 9 rails"
-    assert warned(judge) == ["NCCL uses mlx5_bond_0:1/RoCE beside InfiniBand or in place of it"]
+    assert warned(judge) == ["NCCL uses mlx5_bond_0:1/RoCE, which is no rail of the site"]
+
+
+def test_without_named_rails_only_a_port_of_another_kind_is_strange() -> None:
+    judge = judged("roce-bond", network=Network(type="infiniband", ports=8))
+    assert warned(judge) == ["NCCL uses mlx5_bond_0:1/RoCE, which is no rail of the site"]
+    assert warned(judged("mixed", network=Network(type="ethernet"))) == []
+
+
+def test_an_infiniband_port_that_is_no_rail_is_strange_too() -> None:
+    seven = Network(type="infiniband", rails=EIGHT[:7], ports=7)
+    (warning,) = warned(judged("infiniband", network=seven))
+    assert warning == "NCCL uses mlx5_7:1/IB, which is no rail of the site"
+
+
+def test_a_line_about_ports_that_names_none_changes_nothing() -> None:
+    judge = Judge(plan())
+    assert not judge.hear("NCCL INFO NET/IB : Using ")
+    assert judge.network is None
 
 
 def test_rails_that_are_missing_are_named_or_counted() -> None:

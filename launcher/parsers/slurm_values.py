@@ -1,0 +1,283 @@
+"""Slurm's small languages: GRES and TRES, times, memory, states.
+
+What cannot be read is None; ``math.inf`` is "no limit". Sizes are bytes: Slurm's K, M, G and T are
+binary, and a bare number is MiB (slurm.conf(5), RealMemory).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from launcher.parsers.text import read_ranges
+
+__all__ = [
+    "Gres",
+    "Memory",
+    "NodeStates",
+    "Tres",
+    "gpus_in",
+    "read_count",
+    "read_gres",
+    "read_job_state",
+    "read_memory",
+    "read_node_states",
+    "read_time",
+    "read_tres",
+]
+
+NOTHING = frozenset({"", "(null)", "N/A", "n/a", "None", "none", "NONE", "Unknown", "NOT_SET"})
+_BOUNDLESS = {"UNLIMITED", "INFINITE"}
+_CLOCK = re.compile(
+    r"(?:(?P<d>[0-9]{1,9})-)?(?P<a>[0-9]{1,9})"
+    r"(?::(?P<b>[0-9]{1,2}))?(?::(?P<c>[0-9]{1,2}))?(?:\.[0-9]{1,6})?"
+)
+_MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMGTPE]?)B?([nc]?)", re.IGNORECASE)
+_COUNT = re.compile(r"([0-9]{1,15})([KMGTP]?)")
+_IN_BRACKETS = re.compile(r"\((S|IDX|CPU_IDX):([^()]*)\)")
+_MIG = re.compile(r"(?:^|[_.])[0-9]+g\.[0-9]+gb", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Gres:
+    """One generic resource of a node, or of a request.
+
+    Attributes
+    ----------
+    kind, type
+        ``gpu`` and, if it is typed, such as ``nvidia_h100_80gb_hbm3``.
+    sockets, index
+        Sockets that it is near to (``(S:0-1)``); devices in use (``(IDX:0-3,5)``).
+    """
+
+    kind: str
+    type: str | None
+    count: int
+    sockets: frozenset[int] | None = None
+    index: frozenset[int] | None = None
+
+    @property
+    def mig(self) -> bool:
+        """Whether these are parts of GPUs (``a100_3g.20gb``)."""
+        return self.type is not None and _MIG.search(self.type) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Tres:
+    """Trackable resources, of a node or an allocation.
+
+    Attributes
+    ----------
+    gpus
+        None where GPUs are not named: that is no GPU, or a site that does not track them.
+    gpu_types
+        Counts by type, where types are tracked.
+    entries
+        All of them as they stand.
+    """
+
+    cpus: int | None
+    nodes: int | None
+    memory_bytes: float | None
+    gpus: int | None
+    gpu_types: Mapping[str, int]
+    entries: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """An amount of memory, and whether it is for a ``node`` or a ``cpu``, if that was said."""
+
+    bytes: float
+    per: str | None = None
+
+
+def read_gres(text: str) -> tuple[Gres, ...]:
+    """Read a GRES string of ``scontrol``, ``sinfo``, ``squeue`` or a request.
+
+    >>> read_gres("gpu:h100:8(S:0-1)")[0].count
+    8
+    """
+    if text.strip() in NOTHING:
+        return ()
+    return tuple(found for part in _outside(text) if (found := _one_gres(part.strip())))
+
+
+def gpus_in(gres: Iterable[Gres]) -> int:
+    """How many GPUs, or parts of GPUs, are among them."""
+    return sum(one.count for one in gres if one.kind == "gpu")
+
+
+def _one_gres(text: str) -> Gres | None:
+    marks = dict(_IN_BRACKETS.findall(text))
+    words = re.sub(r"\(.*", "", text).removeprefix("gres/").removeprefix("gres:")
+    kind, *rest = re.split(r"[:=]", words)
+    rest = [word for word in rest if word != "no_consume"]
+    last = _COUNT.fullmatch(rest[-1]) if rest else None
+    count = int(last[1]) * 1024 ** " KMGTP".index(last[2] or " ") if last else 1
+    types = rest[:-1] if last else rest
+    if not re.fullmatch(r"\w[\w.-]*", kind) or len(types) > 1 or not all(types):
+        return None
+    index = marks.get("IDX")
+    return Gres(
+        kind,
+        types[0] if types else None,
+        count,
+        sockets=read_ranges(marks["S"]) if "S" in marks else None,
+        index=None if index is None else read_ranges(index) or frozenset(),
+    )
+
+
+def _outside(text: str) -> Iterator[str]:
+    """``text`` at the commas that are in no brackets."""
+    return (match[0] for match in re.finditer(r"(?:[^,(]|\([^)]*\)?)+", text))
+
+
+def read_tres(text: str) -> Tres:
+    """Read ``billing=9,cpu=9,gres/gpu:h100=1,gres/gpu=1,mem=60G,node=1``: that is one GPU.
+
+    The last entry of a value that a table cut (``…,mem=18+``) is left out.
+    """
+    if text.strip() in NOTHING:
+        return tres_of({})
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    whole = pairs[:-1] if text.rstrip().endswith("+") else pairs
+    return tres_of({key: value for key, equals, value in whole if equals and key})
+
+
+def tres_of(entries: Mapping[str, str]) -> Tres:
+    """What the entries come to; GPUs with a type count in ``gres/gpu`` already."""
+    types = {
+        key.removeprefix("gres/gpu:"): count
+        for key, value in entries.items()
+        if key.startswith("gres/gpu:") and (count := read_count(value)) is not None
+    }
+    memory = read_memory(entries.get("mem", ""))
+    plain = read_count(entries.get("gres/gpu"))
+    return Tres(
+        cpus=read_count(entries.get("cpu")),
+        nodes=read_count(entries.get("node")),
+        memory_bytes=memory.bytes if memory else None,
+        gpus=plain if plain is not None else sum(types.values()) if types else None,
+        gpu_types=types,
+        entries=dict(entries),
+    )
+
+
+def read_count(text: str | None) -> int | None:
+    """A whole number; of ``512000+`` and ``2-4``, which are ranges, the least."""
+    match = re.fullmatch(r"([0-9]{1,15})(?:\+|-[0-9]{1,15})?", (text or "").strip())
+    return int(match[1]) if match else None
+
+
+def read_time(text: str) -> float | None:
+    """Seconds in ``1-00:00:00``, ``1:30:00``, ``30:00`` or ``45`` (minutes); inf for no limit.
+
+    ``INVALID``, ``Partition_Limit``, ``N/A`` and the like are None.
+    """
+    word = text.strip()
+    if word.upper() in _BOUNDLESS:
+        return math.inf
+    match = _CLOCK.fullmatch(word)
+    if match is None:
+        return None
+    numbers = [int(n) for n in (match["a"], match["b"], match["c"]) if n is not None]
+    if match["d"] is not None:  # D-HH, D-HH:MM, D-HH:MM:SS
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+        return int(match["d"]) * 86400 + hours * 3600 + minutes * 60 + seconds
+    if len(numbers) == 1:
+        return numbers[0] * 60
+    hours, minutes, seconds = (0, *numbers)[-3:]
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def read_memory(text: str) -> Memory | None:
+    """``512000M``, ``1.5T``, ``4000Mn`` (a node), ``2Gc`` (a CPU); a bare number is MiB."""
+    word = text.strip()
+    if word.upper() in _BOUNDLESS:
+        return Memory(math.inf)
+    match = _MEMORY.fullmatch(word)
+    if match is None:
+        return None
+    unit = " KMGTPE".index((match[2] or "M").upper())
+    per = {"n": "node", "c": "cpu"}.get(match[3].lower())
+    return Memory(round(float(match[1]) * 1024**unit), per)
+
+
+# Marks behind a state, by sinfo(1), "NODE STATE CODES".
+_MARKS = {
+    "*": "NOT_RESPONDING",
+    "~": "POWERED_DOWN",
+    "#": "POWERING_UP",
+    "!": "POWER_DOWN",
+    "%": "POWERING_DOWN",
+    "$": "MAINTENANCE",
+    "@": "REBOOT_REQUESTED",
+    "^": "REBOOT_ISSUED",
+    "-": "PLANNED",
+}
+_STATES: Mapping[str, tuple[str, ...]] = {
+    "ALLOC": ("ALLOCATED",),
+    "ALLOCATED": ("ALLOCATED",),
+    "MIX": ("MIXED",),
+    "COMP": ("COMPLETING",),
+    "DRAIN": ("DRAIN",),
+    "DRAINED": ("IDLE", "DRAIN"),
+    "DRAINING": ("ALLOCATED", "DRAIN"),
+    "DRNG": ("ALLOCATED", "DRAIN"),
+    "FAILG": ("ALLOCATED", "FAIL"),
+    "FAILING": ("ALLOCATED", "FAIL"),
+    "FUTR": ("FUTURE",),
+    "MAINT": ("MAINTENANCE",),
+    "PLND": ("PLANNED",),
+    "RESV": ("RESERVED",),
+    "UNK": ("UNKNOWN",),
+    "BOOT": ("REBOOT_ISSUED",),
+    "POW_DN": ("POWERING_DOWN",),
+    "POW_UP": ("POWERING_UP",),
+}
+_BASES = ("DOWN", "ERROR", "FUTURE", "UNKNOWN", "MIXED", "ALLOCATED", "IDLE")
+_UNUSABLE = {
+    "DRAIN",
+    "FAIL",
+    "INVAL",
+    "INVALID_REG",
+    "MAINTENANCE",
+    "NOT_RESPONDING",
+    "REBOOT_ISSUED",
+    "REBOOT_REQUESTED",
+    "UNDRAIN",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStates:
+    """State of a node: its base state, if one was told, and its flags."""
+
+    base: str | None
+    flags: frozenset[str]
+
+    @property
+    def usable(self) -> bool:
+        """Whether jobs can be put there now or once others have left."""
+        return self.base in {"IDLE", "ALLOCATED", "MIXED"} and not self.flags & _UNUSABLE
+
+
+def read_node_states(*texts: str) -> NodeStates:
+    """Read ``MIXED+PLANNED``, ``DOWN*+CLOUD``, ``idle~``, ``drng``, or the words of a JSON list."""
+    words: set[str] = set()
+    for text in texts:
+        for part in text.upper().replace(",", "+").split("+"):
+            name = part.strip().rstrip("".join(_MARKS))
+            words.update(_MARKS[mark] for mark in part.strip()[len(name) :])
+            words.update(_STATES.get(name, (name,)) if name else ())
+    base = next((state for state in _BASES if state in words), None)
+    return NodeStates(base, frozenset(words - set(_BASES)))
+
+
+def read_job_state(text: str) -> str:
+    """The base word of ``CANCELLED by 1000``, ``COMPLETED+`` or ``RUNNING``; "" for nothing."""
+    words = re.split(r"[\s+,]", text.strip(), maxsplit=1)
+    return words[0].upper()

@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from launcher.errors import Problem
+from launcher.parsers.nccl import Expected, Finding, NcclReader
 from launcher.plan.types import Network, Plan
 from launcher.rundir import replace
-from launcher.runner.nccl import Finding, classify
 
 __all__ = ["Judge", "NcclLog"]
 
@@ -30,13 +30,6 @@ _KEPT = 5
 # More than it takes to kill what does not want to die.
 _PATIENCE_S = 10.0
 _SUBSYSTEMS = "INIT,BOOTSTRAP,NET,ENV"
-_FABRICS = {
-    "infiniband": "InfiniBand",
-    "slingshot": "Slingshot",
-    "ethernet": "Ethernet",
-    "omnipath": "Omni-Path",
-}
-_LINKS = {"IB": "InfiniBand", "RoCE": "RoCE"}
 _NO_SOCKETS = (
     "look for /dev/infiniband and libibverbs in the image, and at the ports with ibstat; or set "
     "allow: [tcp-fallback]"
@@ -60,77 +53,47 @@ class Judge:
         self.network: str | None = None
         self.warnings: list[Problem] = []
         self.fatal: Problem | None = None
-        self._expected = plan.network
-        # Pairs are not told apart here.
-        gpus = plan.gpus
-        self._linked = gpus is not None and (gpus.domain or 1) == gpus.count > 1
+        self._plan = plan.network
+        self._reader = NcclReader(_expected(plan))
         self._host = socket.gethostname()
 
     def hear(self, line: str) -> bool:
         """Whether ``line`` changes the verdict."""
-        found = classify(line)
-        if found is None:
+        found = self._reader.feed(line)
+        if found is None or _is_moot(found, self._plan):
             return False
         before = (self.network, len(self.warnings), self.fatal)
-        if found.kind == "shared-memory":
-            if self._linked:
-                self._warn(
-                    "passes data between GPUs through host memory, and NVLink joins them",
-                    "give each rank all GPUs of its node, without --gpu-bind",
-                )
-        elif self._expected is not None:
-            self._compare(found, self._expected)
+        if self._plan is not None:
+            self._note(found, self._plan)
+        if not found.good:
+            self._blame(found)
         return before != (self.network, len(self.warnings), self.fatal)
 
-    def _compare(self, found: Finding, expected: Network) -> None:
-        if found.kind == "sockets":
-            self._fell_back(found, expected)
-        elif found.kind == "verbs":
-            self._ports(found.names, expected)
-        elif found.kind == "no-gdr":
-            self._warn(
-                "reaches the network through host memory, without GPUDirect RDMA",
-                "ask for nvidia_peermem or dmabuf on the nodes",
-            )
-        elif found.names[0] != "IB":  # of that the line about ports tells more
-            self.network = found.names[0]
+    def _note(self, found: Finding, network: Network) -> None:
+        """Keep in words which network it is."""
+        if found.kind == "infiniband":
+            link = "RoCE" if network.type == "ethernet" else "InfiniBand"
+            count = len(found.values)
+            self.network = f"{link}, {count} rail{'s' * (count != 1)}"
+            if network.ports is not None and count < network.ports:
+                self._warn(f"NCCL uses {count} of {network.ports} rails", "see ibstat on that node")
+        elif found.kind == "sockets" and (found.values or self.network is None):
+            self.network = "TCP" + (f" on {', '.join(found.values)}" if found.values else "")
+        elif found.kind == "plugin":
+            self.network = found.values[0]
 
-    def _fell_back(self, found: Finding, expected: Network) -> None:
-        if found.names or self.network is None:  # "Using network Socket" tells less
-            self.network = " on ".join(["TCP", *([", ".join(found.names)] if found.names else [])])
-        declared = _FABRICS[expected.type]
-        if expected.type == "ethernet" and not expected.rails:
-            return
-        if expected.type == "infiniband" and not expected.sockets:
-            message = f"NCCL uses sockets (node {self._host}), and the site has {declared}"
-            self.fatal = Problem("run.fabric", message, hint=_NO_SOCKETS)
-            return
-        self._warn(f"uses sockets, and the site has {declared}", "see what NCCL_DEBUG=INFO says")
+    def _blame(self, found: Finding) -> None:
+        network = self._plan
+        if found.kind == "sockets" and network is not None and network.type == "infiniband":
+            message = f"NCCL uses sockets (node {self._host}), and the site has InfiniBand"
+            if not network.sockets:
+                self.fatal = Problem("run.fabric", message, hint=_NO_SOCKETS)
+                return
+        self._warn(found.message, found.hint or "see what NCCL_DEBUG=INFO says")
 
-    def _ports(self, names: tuple[str, ...], expected: Network) -> None:
-        if not names:
-            return
-        links = sorted({_LINKS[name.rpartition("/")[2]] for name in names})
-        count = len(names)
-        self.network = f"{' and '.join(links)}, {count} rail{'s' * (count != 1)}"
-        rails = {rail.hca for rail in expected.rails}
-        strange = [name for name in names if _is_strange(name, rails, expected)]
-        if strange:
-            self._warn(
-                f"uses {', '.join(strange)}, which is no rail of the site",
-                "name the ports that carry GPU traffic as fabric.rails of the site",
-            )
-        used = {known for name in names for known in _hca(name)}
-        missing = [rail.hca for rail in expected.rails if rail.hca not in used]
-        if missing:
-            self._warn(f"does not use {', '.join(missing)}", "see whether ibstat has them Active")
-        elif expected.ports is not None and count < expected.ports:
-            self._warn(f"uses {count} of {expected.ports} rails", "compare with ibstat on the node")
-
-    def _warn(self, what: str, hint: str) -> None:
-        problem = Problem(
-            "run.fabric", f"NCCL {what} (node {self._host})", hint=hint, severity="warning"
-        )
+    def _warn(self, message: str, hint: str) -> None:
+        words = f"{message} (node {self._host})"
+        problem = Problem("run.fabric", words, hint=hint, severity="warning")
         if problem not in self.warnings and len(self.warnings) < _KEPT:
             self.warnings.append(problem)
 
@@ -144,15 +107,26 @@ class Judge:
         }
 
 
-def _hca(name: str) -> set[str]:
-    """``mlx5_0:1/IB`` as a site may name it: with its port, or without."""
-    return {name.rpartition("/")[0], name.partition(":")[0]}
+def _expected(plan: Plan) -> Expected:
+    network, gpus = plan.network, plan.gpus
+    # NCCL names ports by their number.
+    rails = tuple(rail.hca for rail in network.rails) if network else ()
+    named = all(":" in hca for hca in rails)
+    return Expected(
+        fabric=network.type if network else None,
+        rails=rails if named else (),
+        # Of pairs it does not tell which of its ranks are one.
+        nvlink=gpus is not None and (gpus.domain or 1) == gpus.count > 1,
+        interface=plan.env.get("NCCL_SOCKET_IFNAME"),
+        over_nodes=network is not None,
+    )
 
 
-def _is_strange(name: str, rails: set[str], expected: Network) -> bool:
-    if rails:
-        return rails.isdisjoint(_hca(name))
-    return expected.type == "infiniband" and name.endswith("/RoCE")
+def _is_moot(found: Finding, network: Network | None) -> bool:
+    if found.kind in ("no-port", "no-verbs"):
+        return network is None or network.type != "infiniband"
+    # Of an adapter too far from one GPU this is said where another is used.
+    return found.kind == "no-gdr" and "distance" in found.message
 
 
 class NcclLog:

@@ -53,7 +53,7 @@ def render(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Render:
                         "topology": "all-to-all",
                         "cpus": [NEAR, NEAR],
                     },
-                    "fabric": {"type": "infiniband", "interface": "=lo", "rails": rails},
+                    "fabric": {"type": "infiniband", "interface": "=eno1", "rails": rails},
                 }
             },
         }
@@ -94,9 +94,9 @@ def test_each_rank_says_its_cpus_its_gpus_and_what_is_set_for_the_network(render
         wanted = {
             "NCCL_IB_HCA": f"={rails}",
             "UCX_NET_DEVICES": rails,
-            "NCCL_SOCKET_IFNAME": "=lo",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "TP_SOCKET_IFNAME": "lo",
+            "NCCL_SOCKET_IFNAME": "=eno1",
+            "GLOO_SOCKET_IFNAME": "eno1",
+            "TP_SOCKET_IFNAME": "eno1",
         }
         assert wanted.items() <= report["network"].items()
 
@@ -135,13 +135,14 @@ def test_tcp_is_a_warning_where_the_job_allows_it(render: Render) -> None:
     run.complete()
     text = run.cli("status", run.path).out
     assert "network: TCP on ibp5s0, ibp70s0\n" in text
-    assert text.count("warning: NCCL uses sockets, and the site has InfiniBand") == 1
+    assert text.count("warning: NCCL uses TCP sockets through ibp5s0, ibp70s0 (node ") == 1
 
 
 def test_a_strange_port_is_a_warning_of_each_rank_and_shown_once(render: Render) -> None:
     run = render("roce-bond")
     run.complete()
-    assert run.cli("status", run.path).out.count("warning: NCCL uses mlx5_bond_0:1/RoCE") == 1
+    text = run.cli("status", run.path).out
+    assert text.count("warning: NCCL uses RoCE: mlx5_bond_0:1") == 1
     assert run.log_tail().count("warning[run.fabric]") == 2
 
 

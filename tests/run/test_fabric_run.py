@@ -84,6 +84,18 @@ def reports(run: GpuRun) -> list[dict[str, Any]]:
     return sorted(map(json.loads, found), key=lambda report: int(report["rank"]))
 
 
+def test_a_plan_has_the_network_and_what_it_sets(render: Render, tmp_path: Path) -> None:
+    run = render("infiniband")
+    data = run.cli.ask("plan", tmp_path / "work/job.yaml").data
+    assert data["gpus"]["count"] == 2
+    assert data["fabric"]["type"] == "infiniband"
+    assert data["fabric"]["rails"][1] == {"hca": "mlx5_1:1", "gpus": [1]}
+    assert data["fabric"]["env"]["NCCL_SOCKET_IFNAME"] == "=eno1"
+    text = run.cli("plan", tmp_path / "work/job.yaml", "--explain").out
+    assert "between nodes: infiniband, 8 port(s) a node" in text
+    assert re.search(r"env\.NCCL_IB_HCA +=mlx5_0:1,.* \S+site\.yaml:\d+", text)
+
+
 def test_each_rank_says_its_cpus_its_gpus_and_what_is_set_for_the_network(render: Render) -> None:
     run = render("infiniband")
     run.complete()

@@ -121,7 +121,7 @@ class RankReport:
     unbound
         Why these are not those next to its GPUs; None where they are.
     network
-        What is set for NCCL and for what else uses the network.
+        ``NAME=value`` of what is set for NCCL and for what else uses the network.
     """
 
     replica: int
@@ -134,7 +134,7 @@ class RankReport:
     cpus: int
     cpu_list: str
     unbound: str | None
-    network: Mapping[str, str]
+    network: tuple[str, ...]
 
     def line(self) -> str:
         """One line for the step's log, to be found there again."""

@@ -105,7 +105,7 @@ def _environment(plan: Plan, replica: int, ids: RankIds) -> dict[str, str]:
         cpus=len(os.sched_getaffinity(0)),
         cpu_list=cpu_list(os.sched_getaffinity(0)),
         unbound=unbound,
-        network={k: v for k, v in sorted(environ.items()) if k.startswith(_OF_NETWORK)},
+        network=tuple(f"{k}={environ[k]}" for k in sorted(environ) if k.startswith(_OF_NETWORK)),
     )
     # One write: unbuffered, print would make two, which launchers tear apart.
     with contextlib.suppress(OSError):  # a full disk

@@ -110,7 +110,7 @@ def test_each_rank_says_its_cpus_its_gpus_and_what_is_set_for_the_network(render
             "GLOO_SOCKET_IFNAME": "eno1",
             "TP_SOCKET_IFNAME": "eno1",
         }
-        assert wanted.items() <= report["network"].items()
+        assert {f"{name}={value}" for name, value in wanted.items()} <= set(report["network"])
 
 
 def test_on_a_part_of_a_node_cpus_stay_and_the_log_says_why(render: Render) -> None:

@@ -20,7 +20,7 @@ def said(rank: int, *, host: str = "node01", replica: int = 0) -> str:
         cpus=4,
         cpu_list="0-3",
         unbound=None,
-        network={"NCCL_DEBUG": "INFO"},
+        network=("NCCL_DEBUG=INFO",),
     )
     return report.line() + "\n"
 

@@ -67,6 +67,9 @@ class RunStatus:
         ``{id, state}`` of each job, oldest first, and why a queued one waits.
     problems
         Why it failed, from the outcome files of the newest start of each job.
+    networks
+        What NCCL uses between the nodes of replicas, and warnings of it, as ranks of the newest
+        starts say: see `RunDir.networks`.
     """
 
     name: str
@@ -87,6 +90,7 @@ class RunStatus:
     jobs: tuple[dict[str, str], ...]
     problems: tuple[Problem, ...]
     max_bad_fraction: float
+    networks: tuple[dict[str, Any], ...] = ()
 
     @property
     def tokens_per_s(self) -> float:
@@ -132,6 +136,7 @@ class RunStatus:
             "left_s": self.left_s,
             "workers": list(self.workers),
             "jobs": list(self.jobs),
+            "networks": list(self.networks),
         }
 
 
@@ -189,6 +194,7 @@ def status(run: RunDir, scheduler: Scheduler | None = None) -> RunStatus:
         )
         or _unstarted(run, state, newest, starts),
         max_bad_fraction=plan.max_bad_fraction,
+        networks=tuple(n for job, start in starts.items() for n in run.networks(job, start)),
     )
 
 

@@ -332,6 +332,15 @@ class RunDir:
         """What the first rank of a step found of all ranks before it started the engine."""
         return self.path / "control" / f"{job}.{restart}.s{replica}.preflight"
 
+    def network_path(self, job: str, restart: int, replica: int, rank: int) -> Path:
+        """Where a rank's wrapper says what NCCL uses between nodes, and what is wrong with it."""
+        return self.path / "control" / f"{job}.{restart}.s{replica}.r{rank}.network"
+
+    def networks(self, job: str, restart: int) -> list[dict[str, Any]]:
+        """What the ranks of one start of a job say there: the first one, and those that warn."""
+        pattern = f"{_globbed(job)}.{restart}.s*.r*.network"
+        return [_read_json(path) for path in sorted((self.path / "control").glob(pattern))]
+
     def outcomes(self, job: str, restart: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """``(outcome, details)`` of each ended step of one start of a job."""
         for path in sorted((self.path / "jobs").glob(f"{_globbed(job)}.{restart}.s*.*")):

@@ -62,7 +62,7 @@ def status_answer(found: RunStatus, *, ended: bool) -> Answer:
             f"job {job['id']}: {job['state']}" + (f", {job['reason']}" if "reason" in job else "")
             for job in found.jobs
         ]
-    lines += _replicas(found)
+    lines += [*_networks(found), *_replicas(found)]
     if found.state == "done":
         lines.append(f"results: hpc-llm results {found.path}")
     shown = failure(found) if found.ended else None
@@ -72,6 +72,14 @@ def status_answer(found: RunStatus, *, ended: bool) -> Answer:
         problems=shown.problems if shown else (),
         exit_code=failed.exit_code if failed else 0,
     )
+
+
+def _networks(found: RunStatus) -> list[str]:
+    """What NCCL uses between nodes, each once, and what is wrong with it."""
+    lines = [f"network: {n['network']}" for n in found.networks if n["network"] is not None]
+    warnings = (p for n in found.networks for p in n["problems"] if p["severity"] == "warning")
+    lines += [f"warning: {w['message']}; {w['hint']}" for w in warnings]
+    return list(dict.fromkeys(lines))[:_MOST_SHOWN]
 
 
 def status_line(found: RunStatus) -> str:

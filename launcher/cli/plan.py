@@ -12,6 +12,7 @@ from launcher.cli.answer import Answer, AnswerCommand, columns, job_options
 
 if TYPE_CHECKING:
     from launcher.inputcheck import InputReport, Lengths
+    from launcher.plan.types import Plan
     from launcher.prepare import Prepared
 
 __all__ = ["command", "plan_data"]
@@ -30,7 +31,7 @@ def command(
 
     prepared = prepare(Path(job), site=site, settings=settings)
     plan = prepared.resolution.plan
-    sections = [columns(summary(plan)), draw(plan.layout)]
+    sections = [columns(summary(plan)), draw(plan)]
     if explain:
         rows = [(d.key, d.value, d.source) for d in prepared.resolution.decisions]
         sections.append(columns([("value of", "is", "because of"), *rows]))
@@ -80,8 +81,18 @@ def plan_data(prepared: Prepared) -> dict[str, Any]:
         "model_path": plan.model_path,
         "run_directory": str(prepared.run.path),
         "layout": dataclasses.asdict(plan.layout),
+        "gpus": dataclasses.asdict(plan.gpus) if plan.gpus else None,
+        "fabric": _fabric_data(plan),
         "step": dataclasses.asdict(plan.step),
         "launcher": plan.launcher,
         "directives": [list(pair) for pair in plan.directives],
         "decisions": [dataclasses.asdict(d) for d in prepared.resolution.decisions],
     }
+
+
+def _fabric_data(plan: Plan) -> dict[str, Any] | None:
+    """The network between the nodes of a replica, with what it sets; None where it needs none."""
+    if plan.network is None:
+        return None
+    env = {name: plan.env[name] for name in plan.network.variables}
+    return {**dataclasses.asdict(plan.network), "env": env}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Iterable
+from itertools import chain, groupby, zip_longest
 
-from launcher.plan.types import Layout, Placement, Plan
+from launcher.plan.types import Placement, Plan
 
 __all__ = ["draw", "summary"]
 
-_SHOWN_NODES = 16
+_SHOWN = 16
 
 
 def summary(plan: Plan) -> list[tuple[str, str]]:
@@ -28,42 +29,88 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def draw(layout: Layout) -> str:
-    """One line a node: each cell is a rank, as ``rank:stage.tp`` under its GPU.
+def draw(plan: Plan) -> str:
+    """One line for all nodes that are alike: each cell is a rank, as ``rank:stage.tp``.
 
-    Replicas are told apart by the label at the end. Beyond 16 nodes the rest is counted.
+    Above them, where it is known which column is which GPU, what NVLink joins and the rails. The
+    label at the end tells replicas apart. Beyond 16 lines the other nodes are counted.
     """
+    layout = plan.layout
     by_node = sorted(layout.placements, key=lambda p: (p.node, p.replica, p.rank))
-    nodes = [(node, list(ranks)) for node, ranks in groupby(by_node, key=lambda p: p.node)]
-    columns = 1 + max(column for _, ranks in nodes for column in _columns(ranks))
+    alike: dict[tuple[str, ...], list[list[Placement]]] = {}
+    for ranks in (list(group) for _, group in groupby(by_node, key=lambda p: p.node)):
+        alike.setdefault(_cells(ranks), []).append(ranks)
+    columns = max(map(len, alike))
+    rails = _rails(plan, columns)
     kind = "GPU" if layout.allocation.gpus_per_node else "slot"
     labels = [f"{kind} {i}" for i in range(columns)]
-    width = max(len(cell) for cell in (*labels, *map(_cell, layout.placements))) + 2
-    head = "".join(label.ljust(width) for label in labels)
-    lines = [f"{'':10}{head}".rstrip()]
-    lines += [_node_line(node, ranks, width) for node, ranks in nodes[:_SHOWN_NODES]]
-    if len(nodes) > _SHOWN_NODES:
-        lines.append(f"… and {len(nodes) - _SHOWN_NODES} more nodes in the same way")
-    lines.append("cells: rank:stage.tp_rank")
-    return "\n".join(lines)
+    width = max(map(len, (*labels, *chain(*alike), *chain(*rails)))) + 2
+    lines = [_line("", labels, width), *_links(plan, columns, width)]
+    lines += [_line("rail", row, width) for row in rails]
+    rows = list(alike.items())
+    lines += [_line(_node(nodes), cells, width, _label(nodes)) for cells, nodes in rows[:_SHOWN]]
+    if hidden := sum(len(nodes) for _, nodes in rows[_SHOWN:]):
+        lines.append(f"… and {hidden} more nodes in the same way")
+    return "\n".join([*lines, *_between(plan), "cells: rank:stage.tp_rank"])
 
 
-def _columns(ranks: list[Placement]) -> dict[int, str]:
-    """The cells of a node by their column: the GPU's, or one after the other."""
-    return {i if p.gpu is None else p.gpu: _cell(p) for i, p in enumerate(ranks)}
+def _line(label: str, cells: Iterable[str], width: int, end: str = "") -> str:
+    return (f"{label:9} " + "".join(cell.ljust(width) for cell in cells) + end).rstrip()
 
 
-def _node_line(node: int, ranks: list[Placement], width: int) -> str:
-    columns = _columns(ranks)
-    cells = "".join(columns.get(i, "").ljust(width) for i in range(max(columns) + 1))
-    replicas = sorted({p.replica for p in ranks})
-    label = f"replica {replicas[0]}" if len(replicas) == 1 else f"replicas {_span(replicas)}"
-    return f"node {node:<5}{cells}{label}"
+def _node(nodes: list[list[Placement]]) -> str:
+    return f"node {nodes[0][0].node}" if len(nodes) == 1 else f"{len(nodes)} nodes"
+
+
+def _cells(ranks: list[Placement]) -> tuple[str, ...]:
+    """The ranks of a node, each in its GPU's column, or one after the other."""
+    columns = {i if p.gpu is None else p.gpu: _cell(p) for i, p in enumerate(ranks)}
+    return tuple(columns.get(i, "") for i in range(max(columns) + 1))
+
+
+def _label(nodes: list[list[Placement]]) -> str:
+    replicas = sorted({p.replica for ranks in nodes for p in ranks})
+    if len(replicas) == 1:
+        return f"replica {replicas[0]}"
+    return f"replicas {replicas[0]}-{replicas[-1]}"
 
 
 def _cell(p: Placement) -> str:
     return f"{p.rank}:{p.pp_rank}.{p.tp_rank}"
 
 
-def _span(numbers: list[int]) -> str:
-    return f"{numbers[0]}-{numbers[-1]}"
+def _links(plan: Plan, columns: int, width: int) -> list[str]:
+    """A bar over each group of GPUs that NVLink joins.
+
+    On a part of a node a column may be any GPU, which matters where not all are joined.
+    """
+    gpus = plan.gpus
+    if gpus is None or gpus.domain is None or gpus.domain == 1 or columns == 1:
+        return []
+    if gpus.count not in (gpus.domain, columns):
+        return []
+    sizes = [min(gpus.domain, columns - first) for first in range(0, columns, gpus.domain)]
+    bars = [f"[{'=' * (size * width - 4)}]  " for size in sizes]
+    return [_line(gpus.link or "NVLink", bars, 0)]
+
+
+def _rails(plan: Plan, columns: int) -> list[list[str]]:
+    """Rows of rails under their GPUs; each GPU may have several, and share them."""
+    if plan.gpus is None or plan.network is None or columns != plan.gpus.count:
+        return []
+    rails = plan.network.rails
+    same = all(rail.hca.endswith(":1") for rail in rails)
+    names = [
+        [r.hca.removesuffix(":1") if same else r.hca for r in rails if gpu in r.gpus]
+        for gpu in range(columns)
+    ]
+    return [list(row) for row in zip_longest(*names, fillvalue="")]
+
+
+def _between(plan: Plan) -> list[str]:
+    network = plan.network
+    if network is None:
+        return []
+    ports = f", {network.ports} port(s) a node" if network.ports else ""
+    rate = f", {network.rate} Gbit/s each" if network.rate else ""
+    return [f"between nodes: {network.type}{ports}{rate}"]

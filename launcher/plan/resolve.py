@@ -21,6 +21,7 @@ from launcher.plan import (
 from launcher.plan.capabilities import ENGINES, step_kind
 from launcher.plan.directives import slurm_directives
 from launcher.plan.engine_options import Complaint
+from launcher.plan.fabric import wire
 from launcher.plan.layout import NodeShape, lay_out
 from launcher.plan.resolver import Decision, Facts, Resolver, field_path
 from launcher.plan.runtime import check_runtime, choose_runtime
@@ -231,6 +232,10 @@ def _plan(
         r.from_job(f"limits.{key}", getattr(r.job.limits, key))
     gpus = r.site.partitions[name].gpus
     forced = gpus is not None and gpus.forced_binding
+    wired = wire(r.job, r.site, name, layout, r.job_source, r.site_source)
+    r.problems += wired.warnings
+    for key, value, source in wired.decisions:
+        r.decide(key, value, source)
     directives = (
         () if time_s is None else slurm_directives(r.job, r.site, name, layout, step, time_s=time_s)
     )
@@ -260,7 +265,9 @@ def _plan(
         origin=r.facts.origin,
         settings=r.facts.settings,
         engine_options=r.job.engine_options,
-        env={**site_checks.site_environment(r, layout, step), **r.site.env, **r.job.env},
+        env={**site_checks.site_environment(r, layout, step), **wired.env},
+        gpus=wired.gpus,
+        network=wired.network,
     )
 
 

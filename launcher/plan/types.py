@@ -13,13 +13,17 @@ from typing import Any, Literal
 __all__ = [
     "Allocation",
     "Cut",
+    "FabricType",
     "InputFile",
     "Launcher",
     "Layout",
     "ModelRef",
+    "Network",
+    "NodeGpus",
     "Placement",
     "Plan",
     "PromptSpec",
+    "Rail",
     "RunIdentity",
     "Sampling",
     "Step",
@@ -29,6 +33,7 @@ __all__ = [
     "WorkRuntime",
 ]
 
+FabricType = Literal["infiniband", "slingshot", "ethernet", "omnipath"]
 TooLong = Literal["error", "truncate-left", "truncate-right"]
 StepKind = Literal["single", "leader", "spmd", "per-node"]
 Launcher = Literal["srun", "mpirun", "none"]
@@ -265,6 +270,65 @@ class WorkRuntime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeGpus:
+    """What the site says of the GPUs of a node.
+
+    Attributes
+    ----------
+    count
+        All that it has.
+    link
+        ``nvlink2`` … ``nvlink5`` or ``pcie``.
+    domain
+        How many neighbours NVLink joins: all, 2 or 1.
+    cpus
+        For each, by index, the CPUs next to it as ``0-15,128-143``; empty where it is not known.
+    """
+
+    count: int
+    link: str | None = None
+    domain: int | None = None
+    cpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rail:
+    """One network port, and the GPUs nearest to it by index."""
+
+    hca: str
+    gpus: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What the nodes of one replica are joined by, as the site says.
+
+    Attributes
+    ----------
+    rate
+        Gbit/s of a port.
+    rails
+        Those with GPUs, in the order of the site file; empty where their names are not known.
+    ports
+        How many of them a node has.
+    srun
+        Options of each step.
+    variables
+        What of the plan's ``env`` is there for its sake.
+    sockets
+        Whether the job may run over TCP where there is something faster.
+    """
+
+    type: FabricType
+    rate: int | None = None
+    rails: tuple[Rail, ...] = ()
+    ports: int | None = None
+    srun: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    sockets: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One decision how to do a run. Everything that the scripts and the runner need.
 
@@ -284,6 +348,11 @@ class Plan:
         Under forced binding: whether Slurm has ``--gres-flags=allow-task-sharing``.
     scratch
         Directory on each node for the caches of engines; it may name variables of the job.
+        Exported to every rank: the site's, over it the fabric's, over both the job's.
+    gpus
+        None on CPUs.
+    network
+        None where no replica needs it: each is on one node.
     """
 
     schema: int = 1
@@ -313,6 +382,8 @@ class Plan:
     env: dict[str, str] = field(default_factory=dict)
     share_gpus: bool = False
     scratch: str | None = None
+    gpus: NodeGpus | None = None
+    network: Network | None = None
 
     def task(self, replica: int, number: int) -> tuple[Placement, ...]:
         """The ranks of one task of a replica's step, which are neighbours on one node."""
@@ -346,5 +417,19 @@ class Plan:
                 ),
                 "settings": tuple(data["settings"]),
                 "directives": tuple((option, value) for option, value in data["directives"]),
+                "gpus": _node_gpus(data.get("gpus")),
+                "network": _network(data.get("network")),
             }
         )
+
+
+def _node_gpus(data: dict[str, Any] | None) -> NodeGpus | None:
+    return None if data is None else NodeGpus(**{**data, "cpus": tuple(data["cpus"])})
+
+
+def _network(data: dict[str, Any] | None) -> Network | None:
+    if data is None:
+        return None
+    rails = tuple(Rail(hca=rail["hca"], gpus=tuple(rail["gpus"])) for rail in data["rails"])
+    lists = {name: tuple(data[name]) for name in ("srun", "variables")}
+    return Network(**{**data, **lists, "rails": rails})

@@ -41,7 +41,11 @@ def shell_value(value: object) -> str:
     text = str(value)
     if "\0" in text:
         raise ValueError("a shell word cannot hold NUL")
-    return shlex.quote(text) if text.isprintable() else _ansi_c(text)
+    if not text.isprintable():
+        return _ansi_c(text)
+    quoted = shlex.quote(text)
+    # `NAME==value` would read as a comparison, and zsh looks for a program.
+    return f"'{text}'" if quoted == text and text.startswith("=") else quoted
 
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)

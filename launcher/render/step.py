@@ -80,6 +80,8 @@ def _srun(plan: Plan, run_dir: PurePosixPath) -> Iterator[Word]:
         yield "--gpu-bind=none"
     if plan.share_gpus:
         yield "--gres-flags=allow-task-sharing"
+    if plan.network is not None:
+        yield from plan.network.srun
     yield from ("--label", "--unbuffered")
     if plan.runtime.container == "pyxis" and plan.runtime.image:
         yield f"--container-image={plan.runtime.image}"

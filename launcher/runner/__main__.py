@@ -27,6 +27,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _MAY_PASS = (
     "engine.died",
     "run.died",
+    "run.fabric",
     "run.network",
     "run.rendezvous",
     "run.stalled",

@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass
 from launcher.errors import Problem, RunError
 from launcher.plan.types import Launcher, Placement
 
-__all__ = ["RankIds", "RankReport", "find_rank", "visible_gpus", "worker_name"]
+__all__ = ["CPUS_GIVEN", "RankIds", "RankReport", "find_rank", "visible_gpus", "worker_name"]
+
+# How many CPUs a rank was given before it was bound to the near ones.
+CPUS_GIVEN = "HPC_LLM_CPUS_GIVEN"
 
 # (rank, world, local rank) of each MPI. Under mpirun before Slurm's: there every node still
 # carries the SLURM_PROCID of the daemon that mpirun started there.
@@ -113,6 +116,12 @@ class RankReport:
         The last one: the same unless the task starts several itself.
     gpus
         CUDA's ids of the GPUs that its replica has on this node, None on CPUs.
+    cpus, cpu_list
+        How many CPUs it may use, and which.
+    unbound
+        Why these are not those next to its GPUs; None where they are.
+    network
+        ``NAME=value`` of what is set for NCCL and for what else uses the network.
     """
 
     replica: int
@@ -123,6 +132,9 @@ class RankReport:
     host: str
     gpus: str | None
     cpus: int
+    cpu_list: str
+    unbound: str | None
+    network: tuple[str, ...]
 
     def line(self) -> str:
         """One line for the step's log, to be found there again."""

@@ -33,6 +33,7 @@ from launcher.process import adopt_orphans, descendants, kill
 from launcher.rundir import RunDir, publish, replace
 from launcher.runner.__main__ import EXIT_CODES, failed_or_died, write_outcome
 from launcher.runner.family import Child, Deaf
+from launcher.runner.network import NcclLog
 from launcher.runner.watch import Fault, Watch, deadlines_s
 
 __all__ = ["Rank", "inside_mpi", "meeting_point", "outside_mpi", "run_rank"]
@@ -83,6 +84,8 @@ class Rank:
         What its processes get, but for MPI's part.
     runner
         The words that start the runner, on the first rank.
+    nccl
+        What NCCL says meanwhile.
     """
 
     run: RunDir
@@ -91,6 +94,7 @@ class Rank:
     number: int
     environ: Mapping[str, str]
     runner: Sequence[str]
+    nccl: NcclLog
 
     @property
     def several(self) -> bool:
@@ -157,6 +161,7 @@ class _Family:
         self._inside = inside_mpi(environ, rank.plan.launcher)
         self._outside = outside_mpi(environ)
         self._watch = Watch(self._who, several=rank.several, limits_s=_limits_s(rank))
+        rank.nccl.also = self._watch.hear
         self._runner: Child | None = None
         self._told_s: float | None = None
         self._figures: dict[str, int] = {}
@@ -193,7 +198,7 @@ class _Family:
         contract = _contract(self._rank.plan.step.tasks)
         worker = self._start("worker", _module("mgmn_worker_node"), self._inside | contract)
         while not worker.over:
-            if fault := self._watch.fault():
+            if fault := self._fault():
                 return self._fail(fault)
             if self._is_late():
                 return EXIT_CODES["resumable"]
@@ -213,7 +218,7 @@ class _Family:
         signal.signal(signal.SIGUSR1, warned)
         ready = False
         while not runner.over:
-            fault = self._watch.fault()
+            fault = self._fault()
             if fault is None and leader is not None and leader.over and self._told_s is None:
                 fault = self._death(leader)
             if fault is None and not ready and self._watch.phase == "ready":
@@ -288,7 +293,14 @@ class _Family:
 
     def _death(self, child: Child) -> Fault:
         code = child.code
+        self._rank.nccl.settle()
+        if fatal := self._rank.nccl.fatal:
+            return Fault(fatal)
         return self._watch.death(f"its {child.name} {child.how}", killed=code < 0)
+
+    def _fault(self) -> Fault | None:
+        fatal = self._rank.nccl.fatal
+        return Fault(fatal) if fatal else self._watch.fault()
 
     def _too_short(self) -> Fault | None:
         """What to say of an engine that is ready for shorter rows than it was asked to be."""

@@ -29,11 +29,15 @@ from launcher.runner.__main__ import (
     failed_or_died,
     write_outcome,
 )
-from launcher.runner.identity import RankIds, RankReport, find_rank, visible_gpus
+from launcher.runner.binding import bind, cpu_list, near
+from launcher.runner.identity import CPUS_GIVEN, RankIds, RankReport, find_rank, visible_gpus
 from launcher.runner.leader import Rank, run_rank
+from launcher.runner.network import NcclLog
 from launcher.runner.replica import say, write_line
 
 __all__ = ["main"]
+
+_OF_NETWORK = ("NCCL_", "UCX_", "GLOO_", "TP_SOCKET_", "FI_")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,15 +62,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(
-    run: RunDir, args: argparse.Namespace, plan: Plan, rank: int, environ: Mapping[str, str]
+    run: RunDir, args: argparse.Namespace, plan: Plan, rank: int, environ: dict[str, str]
 ) -> int:
     """Start this rank's child and see it to its end; the exit code."""
     command = [sys.executable, "-m", "launcher.runner", *_forwarded(args), "--rank", str(rank)]
-    if plan.engine == "tensorrt-llm":
-        own = Rank(run=run, args=args, plan=plan, number=rank, environ=environ, runner=command)
-        return run_rank(own)
-    code, told = _supervise(command, environ)
-    problems = _death(code, plan.task(args.replica, rank))
+    note = run.network_path(args.job, args.restart, args.replica, rank)
+    with contextlib.closing(NcclLog(plan, environ, note, first=rank == 0)) as nccl:
+        if plan.engine == "tensorrt-llm":
+            own = Rank(
+                run=run,
+                args=args,
+                plan=plan,
+                number=rank,
+                environ=environ,
+                runner=command,
+                nccl=nccl,
+            )
+            return run_rank(own)
+        code, told = _supervise(command, environ, nccl)
+    problems = [nccl.fatal] if nccl.fatal else _death(code, plan.task(args.replica, rank))
     # Slurm's TERM reaches the child too, perhaps before this process has noted its own.
     if problems and (told or code == -signal.SIGTERM):
         # Ended before it could say so. A later rank says nothing: why is known elsewhere.
@@ -141,6 +155,7 @@ def _environment(plan: Plan, replica: int, ids: RankIds) -> dict[str, str]:
     if gpus is not None:
         # Slurm numbers GPUs by PCI bus; CUDA's own default order is by speed.
         environ.update(CUDA_VISIBLE_DEVICES=gpus, CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    unbound = _bind(plan, own, environ)
     report = RankReport(
         replica=replica,
         rank=placement.rank,
@@ -150,9 +165,30 @@ def _environment(plan: Plan, replica: int, ids: RankIds) -> dict[str, str]:
         host=socket.gethostname(),
         gpus=gpus,
         cpus=len(os.sched_getaffinity(0)),
+        cpu_list=cpu_list(os.sched_getaffinity(0)),
+        unbound=unbound,
+        network=tuple(f"{k}={environ[k]}" for k in sorted(environ) if k.startswith(_OF_NETWORK)),
     )
     write_line(report.line())
     return environ
+
+
+def _bind(plan: Plan, ranks: Sequence[Placement], environ: dict[str, str]) -> str | None:
+    """Keep this process to the CPUs next to the GPUs of ``ranks``; why not, where it is not."""
+    if plan.gpus is None:
+        return "it has no GPUs"
+    positions = [p.gpu for p in ranks if p.gpu is not None]
+    # `environ` holds the replica's GPUs by now, this process's own those of the job.
+    cpus = near(plan.gpus, positions, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if isinstance(cpus, str):
+        return cpus
+    given = len(os.sched_getaffinity(0))
+    whole = plan.scheduler == "slurm" and plan.layout.allocation.whole_node
+    if (why := bind(cpus, whole_node=whole)) is None:
+        environ[CPUS_GIVEN] = str(given)
+        # tensorrt_llm/executor/base_worker.py, _configure_affinity
+        environ.setdefault("TLLM_NUMA_AWARE_WORKER_AFFINITY", "0")
+    return why
 
 
 def _forwarded(args: argparse.Namespace) -> list[str]:
@@ -160,8 +196,12 @@ def _forwarded(args: argparse.Namespace) -> list[str]:
     return [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
 
 
-def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, bool]:
+def _supervise(
+    command: Sequence[str], environ: Mapping[str, str], nccl: NcclLog
+) -> tuple[int, bool]:
     """Run the child to its end, handing on the signals that ask it to leave.
+
+    A network on which the step must not go on ends it too.
 
     Returns
     -------
@@ -182,6 +222,7 @@ def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int,
 
     signal.signal(signal.SIGUSR1, hand_on)
     signal.signal(signal.SIGTERM, hand_on)
+    nccl.on_fatal(lambda: kill(descendants()))
     code = child.wait()
     kill(descendants())  # workers of an engine that was killed, which would hold its GPUs
     return code, told

@@ -27,6 +27,7 @@ from launcher.plan.types import Plan, RunIdentity
 from launcher.rundir import RunDir, publish
 from launcher.runner.breaker import Breaker
 from launcher.runner.dispatch import POLL_S, Dispatcher
+from launcher.runner.identity import CPUS_GIVEN
 from launcher.runner.keeper import EngineKeeper
 from launcher.runner.preparing import InProcesses, InThread, Rows
 from launcher.telemetry.metrics import Beat, WorkerLog, read_parts
@@ -239,15 +240,17 @@ def _finish(run: RunDir) -> None:
 def engine_setup(task: ReplicaTask, plan: Plan, rank: int) -> EngineSetup:
     """The view of the plan that the engine has in ``rank``.
 
-    CPU threads are shared by the processes of this node, unless Slurm already gave each its own.
+    CPU threads are shared by the processes of this node, unless Slurm already gave each its own;
+    the near CPUs of a bound process are no more than it may use.
     """
-    cores = len(os.sched_getaffinity(0))
+    own = len(os.sched_getaffinity(0))
+    cores = int(os.environ.get(CPUS_GIVEN, own))
     sharing = plan.step.tasks_per_node * plan.layout.allocation.replicas
     return EngineSetup(
         model_path=plan.model_path,
         cut=plan.layout.cut,
         options=plan.engine_options,
-        threads=max(1, cores // sharing),
+        threads=max(1, min(own, cores // sharing)),
         rank=rank,
         tasks=plan.step.tasks,
         meeting=task.meeting if plan.step.tasks > 1 else None,

@@ -398,3 +398,28 @@ def test_lines_are_passed_on_as_they_came(scene: Scene) -> None:
         pipe = process.stdout.fileno()
         said = b"".join(iter(lambda: os.read(pipe, 1 << 16), b""))
     assert said.replace(b"\n", b"") == data.replace(b"\n", b"")
+
+
+def say_as_nccl(text: str) -> str:
+    """A program that does."""
+    return f"import os, sys; open(os.environ['NCCL_DEBUG_FILE'], 'w').write({text!r})\n"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_network_on_which_the_step_must_not_go_on_ends_the_rank(scene: Scene, rank: int) -> None:
+    say = say_as_nccl((TESTS / "fixtures/nccl/sockets.log").read_text())
+    code, said = scene.end(
+        rank=rank, leader=say + NAP, worker=say + NAP, runner=NAP, ON_INFINIBAND="1"
+    )
+    assert code == 7
+    assert scene.outcomes() == {"died": ["run.fabric"]}
+    assert "NCCL uses sockets" in said
+
+
+def test_the_log_of_nccl_that_the_user_asked_for_tells_causes_too(scene: Scene) -> None:
+    line = "h1:1:1 [0] init.cc:1 NCCL WARN Mismatched NCCL version detected : ranks 1"
+    how = {"ON_INFINIBAND": "1", "NCCL_DEBUG": "WARN"}
+    code, said = scene.end(rank=1, worker=say_as_nccl(line + "\n") + "sys.exit(1)\n", **how)
+    assert code == 7
+    assert line in said
+    assert scene.outcomes() == {"failed": ["engine.import"]}

@@ -238,3 +238,8 @@ def test_a_path_of_an_unset_variable_stops_the_script(environ: dict[str, str]) -
     assert found.returncode != 0
     assert "SLURM_TMPDIR" in found.stderr
     assert found.stdout == ""
+
+
+def test_a_value_that_begins_with_an_equals_sign_is_quoted() -> None:
+    assert shell_value("=mlx5_0:1,mlx5_1:1") == "'=mlx5_0:1,mlx5_1:1'"
+    assert shell_value("a=b") == "a=b"

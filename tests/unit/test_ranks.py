@@ -18,6 +18,9 @@ def said(rank: int, *, host: str = "node01", replica: int = 0) -> str:
         host=host,
         gpus="0,1",
         cpus=4,
+        cpu_list="0-3",
+        unbound=None,
+        network=("NCCL_DEBUG=INFO",),
     )
     return report.line() + "\n"
 

@@ -2,9 +2,9 @@
 
 Started as ``python workers.py PIPE RANK PLACE START``, PLACE being the JSON of what
 ``vllm/config/parallel.py`` knows: ``world_size``, ``local_world_size``, ``address``, ``port``. Once
-all ranks are connected to rank 0 at that address, each says so in the log and writes a byte to
-PIPE. SIGUSR2 is its death by NCCL. With another START than ``ready`` it fails as that cause of
-`core.CAUSES` does.
+all ranks are connected to rank 0 at that address, each says so in the log, has NCCL say what is in
+the file ``STANDIN_NCCL_LOG`` where there is one, and writes a byte to PIPE. SIGUSR2 is its death by
+NCCL. With another START than ``ready`` it fails as that cause of `core.CAUSES` does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 
@@ -82,6 +83,16 @@ def connect(address: str, port: int) -> socket.socket:
     raise TimeoutError(f"nobody listens at {address}:{port}")
 
 
+def say_as_nccl() -> None:
+    """NVIDIA/nccl, ``src/debug.cc``: into a file where one is named, a line at a time."""
+    recorded = os.environ.get("STANDIN_NCCL_LOG")
+    if recorded is None or os.environ.get("NCCL_DEBUG") != "INFO":
+        return
+    place = os.environ.get("NCCL_DEBUG_FILE", "/dev/stdout")
+    with Path(recorded).open() as lines, Path(place).open("w", buffering=1) as log:
+        log.writelines(lines)
+
+
 def main() -> None:
     from core import OOM, fail, say  # type: ignore[import-not-found]  # this file's neighbour
 
@@ -111,6 +122,7 @@ def main() -> None:
     connections = meet(rank, place)
     where = f"{socket.gethostname()} GPU {seen[rank % len(seen)]} {os.environ['VLLM_HOST_IP']}"
     say("INFO", f"stand-in rank {rank} is {where}")
+    say_as_nccl()
     os.write(pipe, b"r")
     os.close(pipe)
     parent = os.getppid()

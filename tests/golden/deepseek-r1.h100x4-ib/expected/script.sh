@@ -50,7 +50,7 @@ fi
 
 unset PYTHONPATH # what the shell that submitted has there lies outside of the image
 export PYTHONNOUSERSITE=1 # and so do the packages in this user's home
-export NCCL_IB_HCA=mlx5_0,mlx5_1,mlx5_4,mlx5_5
+export NCCL_IB_HCA='=mlx5_0,mlx5_1,mlx5_4,mlx5_5'
 export HF_HUB_OFFLINE=1
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1

@@ -50,6 +50,8 @@ fi
 
 unset PYTHONPATH # what the shell that submitted has there lies outside of the image
 export PYTHONNOUSERSITE=1 # and so do the packages in this user's home
+export NCCL_IB_HCA='=mlx5_0:1,mlx5_1:1,mlx5_2:1,mlx5_3:1'
+export UCX_NET_DEVICES=mlx5_0:1,mlx5_1:1,mlx5_2:1,mlx5_3:1
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
 
@@ -81,9 +83,11 @@ start_step() { # replica
     /runs/over-nodes \
     /images/trtllm.sif \
     env \
+    NCCL_IB_HCA="$NCCL_IB_HCA" \
     PYTHONNOUSERSITE="$PYTHONNOUSERSITE" \
     PYTHONPATH="$PYTHONPATH" \
     PYTHONUNBUFFERED="$PYTHONUNBUFFERED" \
+    UCX_NET_DEVICES="$UCX_NET_DEVICES" \
     python3 \
     -m \
     launcher.runner.rank \

@@ -49,6 +49,11 @@ if [ -e DONE ] || [ -e control/STOP ]; then
   exit 0
 fi
 
+export NCCL_SOCKET_IFNAME=hsn
+export FI_CXI_DISABLE_HOST_REGISTER=1
+export NCCL_CROSS_NIC=1
+export NCCL_NET='AWS Libfabric'
+export NCCL_NET_GDR_LEVEL=PHB
 export VIRTUAL_ENV=/venvs/trtllm
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 export PYTHONPATH="$run"/lib/0123456789abcdef.zip${PYTHONPATH:+:$PYTHONPATH}

@@ -138,10 +138,10 @@ def test_each_value_says_where_it_is_from() -> None:
     site = f"{SITE}    fabric:\n      type: infiniband\n      interface: ib\n"
     site += f"      env: {{A_B: x}}\n      rails: {RAILS}\n"
     found = {d.key: (d.value, d.source) for d in with_site(site, job).decisions}
-    assert found["env.NCCL_IB_HCA"] == ("=mlx5_2:1,mlx5_0:1", "site.yaml:12")
+    assert found["env.NCCL_IB_HCA"] == ("=mlx5_2:1,mlx5_0:1", "site.yaml:13")
     assert found["env.UCX_NET_DEVICES"] == ("all", "job.yaml:8")
-    assert found["env.NCCL_SOCKET_IFNAME"] == ("ib", "site.yaml:10")
-    assert found["env.A_B"] == ("x", "site.yaml:11")
+    assert found["env.NCCL_SOCKET_IFNAME"] == ("ib", "site.yaml:11")
+    assert found["env.A_B"] == ("x", "site.yaml:12")
 
 
 def test_a_plan_holds_the_node_and_its_network_and_is_read_back() -> None:

@@ -148,7 +148,7 @@ def test_a_wrong_option_is_found_before_anything_is_submitted(user: Cli) -> None
 
 
 def test_an_option_of_a_later_version_is_a_warning_that_the_job_decides(user: Cli) -> None:
-    done = user.ask("plan", job(user, engine_options={"quantum_tunnels": 3}))
+    done = user.ask("plan", job(user, engine_options={"quantum_tunnels": 3}, parallelism={"tp": 2}))
     assert (done.code, done.codes) == (0, ["engine.options"])
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "LatentAttention",
     "ModelShape",
     "SmallTensors",
+    "StoredWeights",
     "shape_from_config",
 ]
 
@@ -80,6 +81,26 @@ class SmallTensors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredWeights:
+    """Bytes of a checkpoint's tensors, without those of multi-token prediction.
+
+    Attributes
+    ----------
+    layers
+        Of each layer of the text model.
+    embedding, head
+        Of the vocabulary's two matrices; ``head`` is 0 where one serves both ends.
+    rest
+        Everything else: the last norm, and what sees and hears.
+    """
+
+    layers: tuple[int, ...]
+    embedding: int
+    head: int
+    rest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """The sizes of one model.
 
@@ -103,6 +124,8 @@ class ModelShape:
         None where the config does not tell.
     small_tensors
         None where the tensors of the architecture are not known.
+    stored
+        What the tensors of the checkpoint take; None where only the config is known.
     """
 
     name: str
@@ -126,6 +149,7 @@ class ModelShape:
     torch_dtype: str | None = None
     small_tensors: SmallTensors | None = None
     classes: tuple[str, ...] = ()
+    stored: StoredWeights | None = None
 
     @property
     def parameters(self) -> int | None:
@@ -222,6 +246,7 @@ _FAMILIES = {
     "qwen3_moe": _Family(SmallTensors(qk_norm=True), {"use_sliding_window": False}),
     "deepseek_v2": _Family(SmallTensors()),
     "deepseek_v3": _Family(SmallTensors(router_bias=True)),
+    "kimi_k2": _Family(SmallTensors(router_bias=True)),
     "gemma3": _Family(
         SmallTensors(qk_norm=True, norms=4),
         {

@@ -239,11 +239,35 @@ def test_layers_of_linear_attention_have_no_cache() -> None:
         ),
         (
             {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
-            Quantisation(method="modelopt", bits=4, algorithm="NVFP4", group_size=16),
+            Quantisation(
+                method="modelopt",
+                bits=4,
+                algorithm="NVFP4",
+                group_size=16,
+                excluded=("lm_head",),
+            ),
         ),
         (
             {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"},
             Quantisation(method="modelopt", bits=8, algorithm="FP8_PB_WO", block_size=128),
+        ),
+        (
+            {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"},
+            Quantisation(method="modelopt", bits=8, algorithm="FP8", kv_bits=8),
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "kv_cache_scheme": {"num_bits": 8, "type": "float"},
+                "ignore": ["lm_head"],
+            },
+            Quantisation(
+                method="compressed-tensors",
+                bits=None,
+                algorithm="COMPRESSED-TENSORS",
+                excluded=("lm_head",),
+                kv_bits=8,
+            ),
         ),
         (
             {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ", "group_size": 128},

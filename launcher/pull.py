@@ -338,7 +338,8 @@ def pull_by_job(
         _check_arch(what, image_arch(str(what.out)))
         return Pulled(what.out, "there")
     _check_arch(what, there.cpus.arch if there.cpus else None, hint="choose nodes like those")
-    folder = what.out.parent / f".pulling.{what.out.name}.job"
+    who = f"{platform.node()}.{os.getpid()}"
+    folder = what.out.parent / f".pulling.{what.out.name}.{who}"  # another one may ask too
     log = folder / "log"
     try:
         folder.mkdir(parents=True, exist_ok=True)

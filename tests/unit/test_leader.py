@@ -272,6 +272,20 @@ def test_a_worker_that_says_it_is_lost_is_not_waited_for(
     assert scene.left() == []
 
 
+@pytest.mark.parametrize("kind", ["done", "resumable"])
+def test_a_worker_that_outlives_its_step_is_not_waited_for(scene: Scene, kind: str) -> None:
+    """Under mpirun nobody else would end it."""
+    process = scene.start(rank=1, worker="print('at work', flush=True)\n" + NAP, STOP_S="0.2")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n"
+    scene.run.outcome_path("7", 0, 0, kind).write_text('{"problems": []}')
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 7
+    assert "the step is over, and its worker is killed" in said
+    assert scene.outcomes() == {kind: []}
+    assert scene.left() == []
+
+
 def test_a_worker_that_is_let_go_leaves_no_outcome(scene: Scene) -> None:
     assert scene.end(rank=1, worker="print('worker rank1 quited')") == (0, "worker rank1 quited\n")
     assert scene.outcomes() == {}

@@ -377,14 +377,14 @@ def _module(name: str) -> tuple[str, ...]:
 
 
 def _limits_s(rank: Rank) -> dict[str, float]:
-    """How long each phase may take; where lines do not tell phases, all of them together."""
+    """How long each phase may take; as long as all of them where lines do not tell each one."""
     if rank.number > 0:
         return {}
     limits_s = deadlines_s(rank.plan.model_path, _patience(rank.environ.get(_PATIENCE, "1")))
     level = rank.environ.get("TLLM_LOG_LEVEL", "INFO").upper()
     if level in ("INFO", "VERBOSE", "DEBUG", "TRACE"):
         return limits_s
-    return {"mpi": sum(limits_s.values())}
+    return dict.fromkeys(limits_s, sum(limits_s.values()))
 
 
 def _patience(text: str) -> float:

@@ -323,6 +323,15 @@ def test_a_start_that_stands_still_is_ended_with_its_phase_and_last_line(scene: 
     assert scene.message().endswith("the last line was: Prefetching 1.00GB checkpoint files.")
 
 
+def test_where_few_lines_are_logged_each_phase_still_has_an_end(scene: Scene) -> None:
+    """Bars of progress are drawn at every level: what comes after them is not told."""
+    runner = f"print('Loading weights: 100%', flush=True)\n{NAP}"
+    hasty = {"HPC_LLM_PATIENCE": "0.0004", "TLLM_LOG_LEVEL": "error"}
+    code, _ = scene.end(runner=runner, **hasty)
+    assert (code, scene.outcomes()) == (7, {"died": ["run.stalled"]})
+    assert "to load the weights (phase load, 3 s at most)" in scene.message()
+
+
 def test_an_engine_with_less_room_than_was_asked_for_answers_nothing(scene: Scene) -> None:
     leader = "print('[TRT-LLM] [W] Adjusted max_seq_len to 64', flush=True)\n" + SHOW + LEADER
     runner = f"{AFTER_LEADER}{READY}{NAP}"

@@ -159,7 +159,9 @@ def _count(options: Mapping[str, Any], name: str) -> int | None:
 
 def _share(options: Mapping[str, Any], name: str, default: float) -> float:
     value = options.get(name)
-    return float(value) if type(value) in {int, float} and 0 < value <= 1 else default
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1:
+        return float(value)
+    return default
 
 
 def _counts(values: object) -> tuple[int, ...]:

@@ -174,9 +174,8 @@ def stage_memory(
 
 
 def _attention_tp(cut: Cut, engine: EngineMemory) -> int:
-    """Parts of all but routed experts: TensorRT-LLM leaves them whole with attention DP
-    (``_torch/models/modeling_deepseekv3.py``; ``modeling_utils.py``, ``DecoderModelForCausalLM``).
-    """
+    # With attention DP TensorRT-LLM leaves the rest whole (_torch/models/modeling_deepseekv3.py;
+    # modeling_utils.py, DecoderModelForCausalLM).
     return 1 if engine.attention_dp else cut.tp
 
 

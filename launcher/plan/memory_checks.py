@@ -17,10 +17,12 @@ __all__ = ["check_memory"]
 
 # Options that change what is loaded, or where to, in ways that are not counted here.
 _CHANGING = frozenset(
-    "context_parallel_size cp_config cpu_offload_gb cpu_offload_params "
-    "decode_context_parallel_size force_dynamic_quantization hf_overrides model_kwargs "
-    "num_gpu_blocks_override offload_backend offload_params quantization "
-    "quantization_config".split()
+    {
+        *("context_parallel_size", "cp_config", "decode_context_parallel_size"),
+        *("cpu_offload_gb", "cpu_offload_params", "offload_backend", "offload_params"),
+        *("quantization", "quantization_config", "force_dynamic_quantization"),
+        *("hf_overrides", "model_kwargs", "num_gpu_blocks_override"),
+    }
 )
 
 

@@ -49,7 +49,7 @@ def stages_of(
     return found
 
 
-def fit_of(  # noqa: PLR0913 - a cut, an engine, a GPU and rows
+def fit_of(
     shape: ModelShape,
     cut: Cut,
     engine: str = "tensorrt-llm",
@@ -569,7 +569,7 @@ def test_more_parts_take_no_more_of_a_gpu(shape: ModelShape, tp: int, pp: int, e
 
 
 @given(SHAPES, POWERS, POWERS, POWERS, ANY_ENGINE, GPUS)
-def test_no_part_is_negative_and_none_is_lost(  # noqa: PLR0913 - a cut on a GPU
+def test_no_part_is_negative_and_none_is_lost(
     shape: ModelShape, tp: int, pp: int, ep: int, engine: str, gpu_bytes: int
 ) -> None:
     assume(tp % ep == 0 and (ep == 1 or (shape.experts and shape.experts.count % ep == 0)))
@@ -585,7 +585,7 @@ def test_no_part_is_negative_and_none_is_lost(  # noqa: PLR0913 - a cut on a GPU
 
 
 @given(SHAPES, POWERS, POWERS, ANY_ENGINE, GPUS, st.integers(0, 64).map(lambda gib: gib * GIB))
-def test_a_larger_gpu_holds_no_less(  # noqa: PLR0913 - a cut on two GPUs
+def test_a_larger_gpu_holds_no_less(
     shape: ModelShape, tp: int, pp: int, engine: str, gpu_bytes: int, more: int
 ) -> None:
     # One engine on both: vLLM takes larger steps on larger GPUs.
@@ -601,7 +601,7 @@ def test_a_larger_gpu_holds_no_less(  # noqa: PLR0913 - a cut on two GPUs
 
 
 @given(SHAPES, POWERS, ANY_ENGINE, GPUS, st.integers(1, 10**5), st.integers(1, 10**5))
-def test_longer_rows_are_no_more_at_a_time(  # noqa: PLR0913 - rows on a GPU
+def test_longer_rows_are_no_more_at_a_time(
     shape: ModelShape, tp: int, engine: str, gpu_bytes: int, prompt: int, more: int
 ) -> None:
     short, long = (

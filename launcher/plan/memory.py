@@ -20,6 +20,7 @@ __all__ = ["MARGIN", "Fit", "StageMemory", "fit", "stage_layers", "stage_memory"
 # Of the whole GPU. The largest error of a count of what is no KV cache was 1.6 % of a GPU
 # (docs/reference/memory.md).
 MARGIN = 0.02
+_WITHOUT_END = 2**62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +101,13 @@ class Fit:
 
     Attributes
     ----------
+    caches
+        KV caches of a replica: one, or with attention data parallelism one for each TP rank.
     kv_tokens
-        Tokens of all sequences of the replica together: what its smallest stage holds.
+        Tokens that each of them holds in sequences of the given length, whose layers with windows
+        may have stopped growing: what the smallest stage holds.
     sequences
-        Sequences of the given length at a time, no more than the engine takes in a step.
+        Sequences of that length in all of them at a time; the engine may take fewer in a step.
     longest
         Tokens that one sequence must be able to have.
     fits, may_fit
@@ -113,6 +117,7 @@ class Fit:
     """
 
     stages: tuple[StageMemory, ...]
+    caches: int
     kv_tokens: int
     sequences: int
     longest: int
@@ -240,7 +245,7 @@ def _limited(cache: int, per_token: int, engine: EngineMemory) -> int:
 
 def _whole_blocks(cache: int, per_token: int, block: int) -> int:
     # A stage without attention holds any number of tokens: the other stages decide.
-    return cache // (per_token * block) * block if per_token else 2**62
+    return cache // (per_token * block) * block if per_token else _WITHOUT_END
 
 
 # aiconfigurator, sdk/backends/trtllm_backend.py: what the largest step takes is 2 bytes for each
@@ -299,12 +304,12 @@ def fit(
         return None
     length = engine.length or shape.max_position_embeddings or 0
     longest = max(prompt + output, length if engine.whole_length else 0)
-    # With attention DP each rank has a cache of its own.
     caches = cut.tp if engine.attention_dp else 1
     return Fit(
         stages=stages,
-        kv_tokens=caches * min(stage.kv_tokens for stage in stages),
-        sequences=caches * min(_sequences(stage, prompt + output, engine) for stage in stages),
+        caches=caches,
+        kv_tokens=min(_held(stage, prompt + output) for stage in stages),
+        sequences=caches * min(_sequences(stage, prompt + output) for stage in stages),
         longest=longest,
         fits=all(s.fits and s.kv_least_bytes >= s.sequence_bytes(longest) for s in stages),
         may_fit=all(s.may_fit and s.kv_most_bytes >= s.sequence_bytes(longest) for s in stages),
@@ -312,6 +317,13 @@ def fit(
     )
 
 
-def _sequences(stage: StageMemory, tokens: int, engine: EngineMemory) -> int:
+def _held(stage: StageMemory, tokens: int) -> int:
     each = stage.sequence_bytes(tokens)
-    return min(engine.sequences, stage.kv_bytes // each) if each else engine.sequences
+    if not stage.kv_in_windows or each == 0:
+        return stage.kv_tokens
+    return stage.kv_bytes * tokens // each
+
+
+def _sequences(stage: StageMemory, tokens: int) -> int:
+    each = stage.sequence_bytes(tokens)
+    return stage.kv_bytes // each if each else _WITHOUT_END

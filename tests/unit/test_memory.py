@@ -370,6 +370,12 @@ def test_a_window_ends_the_growth_of_its_layers() -> None:
     assert stage.sequence_bytes(4096) - stage.sequence_bytes(2048) == 2048 * 36864
     (unbounded,) = stages_of(shape, Cut())
     assert unbounded.sequence_bytes(4096) == 4096 * 73728
+    options = {"gpu_memory_utilization": 0.95}
+    short, long = (
+        fit_of(shape, Cut(), "vllm", options, H100, prompt=prompt) for prompt in (64, 65536)
+    )
+    assert 1.9 * stage.kv_tokens < long.kv_tokens < 2 * stage.kv_tokens
+    assert short.kv_tokens < long.kv_tokens
 
 
 def test_attention_that_is_not_cut_is_whole_on_each_rank_and_caches_add_up() -> None:
@@ -379,7 +385,9 @@ def test_attention_that_is_not_cut_is_whole_on_each_rank_and_caches_add_up() -> 
     apart = fit_of(shape, cut, options={"enable_attention_dp": True}, gpu_bytes=H200)
     assert apart.stages[0].weights > together.stages[0].weights + 10 * GIB
     assert apart.stages[0].kv_per_token == together.stages[0].kv_per_token
-    assert apart.kv_tokens == 8 * apart.stages[0].kv_tokens > 4 * together.kv_tokens
+    assert (together.caches, apart.caches) == (1, 8)
+    assert apart.kv_tokens == apart.stages[0].kv_tokens
+    assert apart.sequences > 4 * together.sequences
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,8 @@ def _vllm(
         tokens=tokens,
         sequences=min(sequences, tokens),
         length=_count(options, "max_model_len"),
-        whole_length=True,
+        # -1 shortens it to what fits (v1/core/kv_cache_utils.py, _auto_fit_max_model_len).
+        whole_length=options.get("max_model_len") != -1,
         # Counted from when CUDA and NCCL are up (gpu_worker.py, init_device): seen 0.02 to 0.26 GiB
         # on one GPU, 0.95 to 1.4 beside others; docs/reference/memory.md has the logs.
         reserve_bytes=3 * GIB // 10,

@@ -85,8 +85,13 @@ class StageMemory:
 
     @property
     def may_fit(self) -> bool:
-        """The same with the margin in favour: what is not even this does not start."""
-        return self.kv_most_bytes > 0 and self.free >= -self.margin
+        """The same with the margin in favour, and the engine's share of the GPU as it should be.
+
+        What is not even this does not start.
+        """
+        given = self.kv_bytes if self.kv_least_bytes == self.kv_most_bytes else 0
+        used = self.weights + self.activations + self.graphs + self.reserve + given
+        return self.kv_most_bytes > 0 and used <= self.capacity + self.margin
 
     def sequence_bytes(self, tokens: int) -> int:
         """What the blocks of one sequence of ``tokens`` take of the cache."""

@@ -24,6 +24,8 @@ _CHANGING = frozenset(
         *("hf_overrides", "model_kwargs", "num_gpu_blocks_override"),
     }
 )
+# Of a GPU, or of what is free of it: those that leave a cache worth having.
+_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 
 
 def check_memory(
@@ -90,7 +92,18 @@ def _hint(shape: ModelShape, cut: Cut, engine: EngineMemory, gpu_bytes: int, out
     if fits(cut, replace(engine, whole_length=False)):
         return "set engine_options.max_model_len to the longest row that there is"
     stages = range(cut.pp + 1, shape.layers + 1)
-    enough = (cut.tp * pp for pp in stages if fits(replace(cut, pp=pp), engine))
-    if (ranks := next(enough, None)) is None:
-        return "use GPUs with more memory, or a quantised checkpoint"
-    return f"raise parallelism.tp or pp to {ranks} ranks or more"
+    ranks = next((cut.tp * pp for pp in stages if fits(replace(cut, pp=pp), engine)), None)
+    shares = (share for share in _SHARES if share < engine.fraction)
+    share = next((s for s in shares if fits(cut, replace(engine, fraction=s))), None)
+    ways = [
+        ranks and f"raise parallelism.tp or pp to {ranks} ranks or more",
+        share and f"lower engine_options.{_share_name(engine)} to {share}",
+    ]
+    told = ", or ".join(way for way in ways if way)
+    return told or "use GPUs with more memory, or a quantised checkpoint"
+
+
+def _share_name(engine: EngineMemory) -> str:
+    if engine.of_free:
+        return "kv_cache_config.free_gpu_memory_fraction"
+    return "gpu_memory_utilization"

@@ -554,6 +554,7 @@ def test_vllm_must_hold_the_longest_sequence_of_the_model() -> None:
     short = fit_of(shape, Cut(), "vllm", {"max_model_len": 8192})
     assert short.fits
     assert short.longest == 8192
+    assert fit_of(shape, Cut(), "vllm", {"max_model_len": -1}).longest == 512
     assert fit_of(shape, Cut()).longest == 512
 
 

@@ -53,6 +53,29 @@ def test_a_cut_within_the_margin_is_a_warning() -> None:
     (problem,) = problems(LARGE, Cut(tp=2))
     assert (problem.code, problem.severity) == ("plan.gpu-memory", "warning")
     assert "may not fit" in problem.message
+    assert str(problem.hint).startswith("raise parallelism.tp or pp to 4 ranks or more, or lower")
+    share = float(str(problem.hint).split()[-1])
+    cache = {"kv_cache_config": {"free_gpu_memory_fraction": share}}
+    assert problems(LARGE, Cut(tp=2), options=cache) == []
+
+
+@pytest.mark.parametrize("share", [0.96, 1])
+def test_a_share_that_leaves_vllm_nothing_beyond_its_count_is_a_warning(share: float) -> None:
+    (problem,) = problems(SMALL, Cut(), "vllm", {"gpu_memory_utilization": share})
+    assert problem.severity == "warning"
+    assert str(problem.hint).endswith("lower engine_options.gpu_memory_utilization to 0.95")
+
+
+def test_a_cache_of_a_size_that_no_gpu_has_is_refused() -> None:
+    (problem,) = problems(SMALL, Cut(), "vllm", {"kv_cache_memory_bytes": 100 * 2**30})
+    assert problem.severity == "error"
+
+
+def test_graphs_that_the_cache_leaves_no_room_are_a_warning() -> None:
+    # 32.9 of 39.4 GiB are weights.
+    (problem,) = problems(LARGE, Cut(tp=4), gpu_bytes=40 * 10**9)
+    assert problem.severity == "warning"
+    assert "free_gpu_memory_fraction to 0.5" in str(problem.hint)
 
 
 def test_what_hardly_fits_by_its_weights_alone_is_refused() -> None:

@@ -78,6 +78,13 @@ def test_a_model_on_one_gpu_is_its_parameters(name: str) -> None:
     assert weights(shape, Slice(loaded=False)) == 2 * shape.parameters
 
 
+@pytest.mark.parametrize(
+    ("name", "total_size"), [("gpt-oss-20b", 13_761_264_768), ("gpt-oss-120b", 65_248_815_744)]
+)
+def test_a_quantised_model_is_what_its_index_adds_up_to(name: str, total_size: int) -> None:
+    assert weights(BUILTIN[name], Slice(loaded=False)) == total_size
+
+
 # What vLLM said that loading took, and TensorRT-LLM's "uses … for model weights"; the sources are
 # in docs/reference/memory.md.
 META_FP8 = Quantisation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from launcher.plan.engine_memory import ENGINES, GIB, EngineMemory, cuda_bytes, 
 from launcher.plan.memory import MARGIN, Fit, StageMemory, fit, stage_layers, stage_memory
 from launcher.plan.types import Cut
 
+PAGE = Path(__file__).parents[2] / "docs/reference/memory.md"
 LLAMA = BUILTIN["llama-3.1-8b"]
 H100, H200 = int(79.1 * GIB), int(139.8 * GIB)
 FP8_BLOCKS = BUILTIN["deepseek-v3"].quantisation
@@ -438,6 +440,7 @@ def test_the_cache_is_what_vllm_said_on_two_h200(
 ) -> None:
     found = fit_of(shape, cut, "vllm", options, H200)
     assert found.kv_tokens == pytest.approx(seen, rel=0.1)
+    assert f"| {found.kv_tokens:,} | {seen:,} |" in PAGE.read_text(encoding="utf-8")
     if "kv_cache_memory_bytes" in options:
         assert found.kv_tokens == seen
 
@@ -500,6 +503,9 @@ def test_sequences_are_what_aiconfigurator_holds_for_tensorrt_llm(
         shape, Cut(), options=options, prompt=tokens // 2, output=tokens // 2, gpu_bytes=H100
     )
     assert found.sequences == pytest.approx(seen, rel=0.1)
+    half = tokens // 2
+    row = f"| {share} | {half} + {half} | {found.sequences} | {seen} |"
+    assert row in PAGE.read_text(encoding="utf-8")
 
 
 # --- what fits

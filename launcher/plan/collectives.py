@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.plan.constants import FABRIC_SHARE, HOP_S
+from launcher.plan.constants import FABRIC_SHARE, HOP_S, PCIE_SHARE
 
 __all__ = ["Links", "all_reduce_s", "all_to_all_s", "hop_s"]
 
@@ -75,6 +75,9 @@ def all_reduce_s(links: Links, ranks: int, payload: float) -> float:
         return 0.0
     if ranks > links.per_node:
         return _between_nodes(links, ranks, payload)
+    if not links.nvlink:
+        latency = _AMPERE[min(n for n in (2, 4, 8, ranks) if n >= ranks)][0] if ranks <= 8 else 30
+        return latency * _US + _wire(ranks) * payload / (links.gpu_bytes_s * PCIE_SHARE)
     fast = links.nvlink and links.gpu_bytes_s >= _NVLINK4_BYTES_S
     tables, rate = (_HOPPER, _NVLINK4_BYTES_S) if fast else (_AMPERE, _NVLINK3_BYTES_S)
     near = min((n for n in tables if n >= ranks), default=max(tables))
@@ -105,6 +108,8 @@ def all_to_all_s(links: Links, ranks: int, payload: float) -> float:
     if ranks <= 1:
         return 0.0
     reference = min(ranks, links.per_node)
+    if not links.nvlink:
+        return _ALL_TO_ALL[0] * _US + payload * (ranks - 1) / ranks / (links.gpu_bytes_s * PCIE_SHARE)
     latency = _ALL_TO_ALL[0]
     rest = (_read(_SIZES, _ALL_TO_ALL, payload) - latency) * _NVLINK4_BYTES_S / links.gpu_bytes_s
     time = (latency + rest * ((reference - 1) / reference) / (7 / 8)) * _US

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "ACTIVATION_PASSES",
+    "CARD_FP4_SHARE",
     "ENGINE_PACE",
     "EXPERTS_SHARE",
     "FABRIC_SHARE",
@@ -20,6 +22,7 @@ __all__ = [
     "HOP_S",
     "MATH_SHARE",
     "MODEL_ERROR",
+    "PCIE_SHARE",
     "PIPELINE_EVENNESS",
     "Gpu",
     "Pace",
@@ -184,6 +187,16 @@ EXPERTS_SHARE = 0.7
 
 WIDENED_SHARE = 0.5
 """Of `MATH_SHARE`, where weights of four or eight bits are widened in the kernel."""
+
+CARD_FP4_SHARE = 0.6
+"""As `MATH_SHARE` for FP4 on cards, whose rate is less for the same memory."""
+
+ACTIVATION_PASSES = 35.0
+"""How often a token's hidden state goes over the memory in a layer: norms, residuals,
+activations, quantising, positions."""
+
+PCIE_SHARE = 0.76
+"""Share of a slot's rate that messages within a node reach (NCCL, ``topo.h``: 12 GB/s of PCIe 3)."""
 
 ROUTING_PASSES = 40.0
 """How often what a token hands to one of its experts goes over the memory: gathered, quantised,

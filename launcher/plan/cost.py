@@ -16,6 +16,8 @@ from typing import Literal, get_args
 from launcher.models.shapes import ModelShape
 from launcher.plan.collectives import Links, all_reduce_s, all_to_all_s, hop_s
 from launcher.plan.constants import (
+    ACTIVATION_PASSES,
+    CARD_FP4_SHARE,
     ENGINE_PACE,
     EXPERTS_SHARE,
     HBM_SHARE,
@@ -290,7 +292,7 @@ class _Model:
             self._add(found, part, read, multiplied * tokens / tp)
         found["kv-cache"] = self._attention_s(batch)
         work = prompts * prefill_attention_flops(self.shape, self.workload.prompt_tokens)
-        found["math"] += work / tp / self._flops("bf16") + self._routing_s(tokens)
+        found["math"] += work / tp / self._flops("bf16") + self._passes_s(tokens)
         found["links"] = self._messages_s(tokens)
         return found
 
@@ -309,18 +311,22 @@ class _Model:
             computing /= WIDENED_SHARE
         if part == "experts":
             computing /= EXPERTS_SHARE
-        found["weights"] += reading
-        found["math"] += computing
+        bound: Limit = "weights" if reading > computing else "math"
+        found[bound] += max(reading, computing)
 
     def _flops(self, precision: Precision) -> float:
-        return self.machine.gpu.flops[precision] * MATH_SHARE[precision]
+        gpu = self.machine.gpu
+        share = CARD_FP4_SHARE if precision == "fp4" and gpu.card else MATH_SHARE[precision]
+        return gpu.flops[precision] * share
 
-    def _routing_s(self, tokens: float) -> float:
-        """Of handing tokens to their experts and gathering what comes back."""
-        if (moe := self.shape.experts) is None:
-            return 0.0
-        copies = tokens / self.cut.tp * moe.per_token * len(moe.layers)
-        return ROUTING_PASSES * copies * self.shape.hidden_size * _BF16_BYTES / self.bytes_s
+    def _passes_s(self, tokens: float) -> float:
+        """Of all that is neither a matrix product nor attention: it goes over the memory."""
+        shape, moe = self.shape, self.shape.experts
+        split = self.cut.tp if self.serving.attention_dp else 1
+        passes = ACTIVATION_PASSES * shape.layers / split
+        if moe is not None:
+            passes += ROUTING_PASSES * moe.per_token * len(moe.layers) / self.cut.tp
+        return passes * tokens * shape.hidden_size * _BF16_BYTES / self.bytes_s
 
     def _attention_s(self, batch: float) -> float:
         """Of the attention of ``batch`` sequences to the cache."""

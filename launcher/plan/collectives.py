@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from launcher.plan.constants import FABRIC_SHARE, HOP_S, PCIE_SHARE
 
-__all__ = ["Links", "all_reduce_s", "all_to_all_s", "hop_s"]
+__all__ = ["Links", "all_reduce_s", "hop_s"]
 
 _KIB, _MIB = 2**10, 2**20
 _SIZES = (_KIB, 16 * _KIB, 64 * _KIB, 256 * _KIB, _MIB, 16 * _MIB, 64 * _MIB, 256 * _MIB)
@@ -32,8 +32,6 @@ _AMPERE: Mapping[int, _Table] = {
     4: (14.2, 17.4, 17.8, 22.9, 46.2, 288, 1001, 3716),
     8: (21.5, 26, 27.4, 30.1, 53.7, 367, 1169, 4226),
 }
-# aiconfigurator, h100_sxm, NCCL, 8 GPUs
-_ALL_TO_ALL: _Table = (7.1, 7.9, 9.8, 14.9, 18.8, 125, 404, 1480)
 # CSCS documentation, "NCCL" on Alps: 2 nodes of 4 GH200 with 4 ports of 25 GB/s each
 _NODES_SIZES = (8, _KIB, 64 * _KIB, _MIB, 16 * _MIB, 128 * _MIB)
 _NODES: _Table = (17.9, 20.4, 61, 164, 462, 1916)
@@ -98,27 +96,6 @@ def _between_nodes(links: Links, ranks: int, payload: float) -> float:
 def _wire(ranks: int) -> float:
     """What each rank of a ring sends, as a multiple of the payload (nccl-tests, PERFORMANCE.md)."""
     return 2 * (ranks - 1) / ranks
-
-
-def all_to_all_s(links: Links, ranks: int, payload: float) -> float:
-    """Seconds until each of ``ranks`` has sent ``payload`` bytes in equal parts to all of them.
-
-    Over nodes the part that leaves the node goes through its ports.
-    """
-    if ranks <= 1:
-        return 0.0
-    reference = min(ranks, links.per_node)
-    if not links.nvlink:
-        return _ALL_TO_ALL[0] * _US + payload * (ranks - 1) / ranks / (links.gpu_bytes_s * PCIE_SHARE)
-    latency = _ALL_TO_ALL[0]
-    rest = (_read(_SIZES, _ALL_TO_ALL, payload) - latency) * _NVLINK4_BYTES_S / links.gpu_bytes_s
-    time = (latency + rest * ((reference - 1) / reference) / (7 / 8)) * _US
-    if ranks <= links.per_node:
-        return time
-    if links.node_bytes_s is None:
-        raise ValueError("an all-to-all over nodes whose network is not known")
-    leaving = payload * links.per_node * (ranks - links.per_node) / ranks
-    return time + _NODES[0] * _US + leaving / (links.node_bytes_s * FABRIC_SHARE)
 
 
 def hop_s(links: Links, tp: int, ranks: int, payload: float) -> float:

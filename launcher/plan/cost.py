@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from launcher.models.shapes import ModelShape
-from launcher.plan.collectives import Links, all_reduce_s, all_to_all_s, hop_s
+from launcher.plan.collectives import Links, all_reduce_s, hop_s
 from launcher.plan.constants import (
     ACTIVATION_PASSES,
     CARD_FP4_SHARE,
@@ -243,14 +243,31 @@ class _Model:
         self.context = workload.prompt_tokens + workload.new_in_flight
 
     def step(self, batch: float, prompts: float) -> tuple[float, dict[Limit, float]]:
-        """Seconds of a step of ``batch`` sequences in which ``prompts`` prompts are read.
+        """Seconds of the mean step of ``batch`` sequences while ``prompts`` begin in each.
+
+        Where less than one begins in a step, some steps have a whole prompt and the others none.
+        """
+        mean = prompts * self.workload.prompt_tokens
+        without = self.round(batch, 0.0)
+        if not mean:
+            return sum(without.values()), without
+        copies = self.cut.tp if self.serving.attention_dp else 1
+        room = self.serving.max_num_tokens * copies - batch
+        chunk = max(mean, min(self.workload.prompt_tokens, room))
+        share, reading = mean / chunk, self.round(batch, chunk)
+        parts = {name: share * reading[name] + (1 - share) * without[name] for name in without}
+        return sum(parts.values()), parts
+
+    def round(self, batch: float, chunk: float) -> dict[Limit, float]:
+        """Seconds of one step of ``batch`` sequences and ``chunk`` tokens of prompts.
 
         With as many micro-batches in flight as there are stages a round takes no less than the
         slowest stage, nor than a micro-batch's own way through all stages and hops, shared.
         """
         stages, layers = self.cut.pp, self.shape.layers
-        tokens = batch + prompts * self.workload.prompt_tokens
-        body, head = self._body(batch, prompts, tokens), self._head(batch + prompts)
+        tokens = batch + chunk
+        begun = chunk / self.workload.prompt_tokens
+        body, head = self._body(batch, begun, tokens), self._head(batch + begun)
         fullest, last = -(-layers // stages) / layers, layers // stages / layers
         total = sum(body.values())
         ends = last * total + sum(head.values()) >= fullest * total
@@ -264,9 +281,8 @@ class _Model:
             parts["pipeline"] = sum(parts.values()) * (1 / PIPELINE_EVENNESS - 1)
         own = batch / self.cut.tp if self.serving.attention_dp else batch
         gpu_s = sum(parts.values())
-        step_s = max(gpu_s + self.pace.step_s, own * self.pace.sequence_s)
-        parts["engine"] = step_s - gpu_s
-        return step_s, parts
+        parts["engine"] = max(self.pace.step_s, own * self.pace.sequence_s - gpu_s)
+        return parts
 
     def alone(self) -> float:
         """Seconds from a mean prompt to its first token, with nothing beside it."""
@@ -322,11 +338,10 @@ class _Model:
     def _passes_s(self, tokens: float) -> float:
         """Of all that is neither a matrix product nor attention: it goes over the memory."""
         shape, moe = self.shape, self.shape.experts
-        split = self.cut.tp if self.serving.attention_dp else 1
-        passes = ACTIVATION_PASSES * shape.layers / split
+        passes = ACTIVATION_PASSES * shape.layers
         if moe is not None:
-            passes += ROUTING_PASSES * moe.per_token * len(moe.layers) / self.cut.tp
-        return passes * tokens * shape.hidden_size * _BF16_BYTES / self.bytes_s
+            passes += ROUTING_PASSES * moe.per_token * len(moe.layers)
+        return passes * tokens / self.cut.tp * shape.hidden_size * _BF16_BYTES / self.bytes_s
 
     def _attention_s(self, batch: float) -> float:
         """Of the attention of ``batch`` sequences to the cache."""
@@ -350,15 +365,11 @@ class _Model:
             return 2 * shape.layers * all_reduce_s(links, tp, payload * _BF16_BYTES)
         if shape.experts is None:
             return 0.0
-        layers = len(shape.experts.layers)
-        ep = self.cut.ep
-        # A token goes once to each rank that has some of its experts.
-        reached = ep * (1 - (1 - 1 / ep) ** shape.experts.per_token) * tp / ep
-        sent = payload / tp * reached
+        # An all-gather or a reduce-scatter is half of an all-reduce.
         there, back = (
-            all_to_all_s(links, tp, sent * size) for size in (_DISPATCH_BYTES, _COMBINE_BYTES)
+            all_reduce_s(links, tp, payload * size) / 2 for size in (_DISPATCH_BYTES, _COMBINE_BYTES)
         )
-        return layers * (there + back)
+        return len(shape.experts.layers) * (there + back)
 
     def _hop(self, tokens: float) -> float:
         payload = tokens * self.shape.hidden_size * _BF16_BYTES

@@ -33,7 +33,7 @@ from launcher.plan.collectives import Links  # noqa: E402
 from launcher.plan.constants import Gpu, find_gpu  # noqa: E402
 from launcher.plan.cost import Cost, Machine, Serving, Workload, cost  # noqa: E402
 from launcher.plan.types import Cut  # noqa: E402
-from launcher.plan.work import kv_elements, matrices, stored_bytes  # noqa: E402
+from launcher.plan.work import matrices, stored_bytes  # noqa: E402
 
 RUNS = Path(__file__).with_name("planner_runs.json")
 MIB = 2**20
@@ -171,7 +171,7 @@ def _kv_tokens(
     held = workload.prompt_tokens + workload.new_tokens
     parts = cut.tp if shape.latent_attention is None else 1
     parts = 1 if attention_dp else min(parts, shape.kv_heads)
-    each = kv_elements(shape, held) * kv_bytes / parts / cut.pp
+    each = shape.kv_elements_per_token * held * kv_bytes / parts / cut.pp
     return free / each * held * (cut.tp if attention_dp else 1)
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "ACTIVATION_PASSES",
     "CARD_FP4_SHARE",
     "ENGINE_PACE",
+    "EP_UNEVENNESS",
     "EXPERTS_SHARE",
     "FABRIC_SHARE",
     "GPUS",
@@ -178,31 +179,34 @@ HBM_SHARE = 0.8
 
 aiconfigurator, systems/h100_sxm.yaml and its kin: ``mem_bw_empirical_scaling_factor: 0.8``."""
 
-MATH_SHARE: Mapping[Precision, float] = {"bf16": 0.65, "fp8": 0.65, "fp4": 0.4}
+MATH_SHARE: Mapping[Precision, float] = {"bf16": 0.62, "fp8": 0.62, "fp4": 0.46}
 """Share of the matrix rate that a layer reaches with thousands of tokens in a step, with all that
 is neither a matrix product nor attention (norms, activations, quantising, sampling)."""
 
-EXPERTS_SHARE = 0.7
+EXPERTS_SHARE = 0.55
 """Of `MATH_SHARE`, in products with experts: each gets a part of the tokens, and not the same."""
 
-WIDENED_SHARE = 0.5
+WIDENED_SHARE = 0.6
 """Of `MATH_SHARE`, where weights of four or eight bits are widened in the kernel."""
 
-CARD_FP4_SHARE = 0.6
+CARD_FP4_SHARE = 0.75
 """As `MATH_SHARE` for FP4 on cards, whose rate is less for the same memory."""
 
-ACTIVATION_PASSES = 35.0
+EP_UNEVENNESS = 0.28
+"""How much longer the fullest rank takes with its experts, for each doubling of the ranks."""
+
+ACTIVATION_PASSES = 30.0
 """How often a token's hidden state goes over the memory in a layer: norms, residuals,
 activations, quantising, positions."""
 
-PCIE_SHARE = 0.76
+PCIE_SHARE = 0.6
 """Share of a slot's rate that messages within a node reach (NCCL, ``topo.h``: 12 GB/s of PCIe 3)."""
 
-ROUTING_PASSES = 40.0
+ROUTING_PASSES = 12.0
 """How often what a token hands to one of its experts goes over the memory: gathered, quantised,
 scattered; the wait for the fullest rank is in it."""
 
-PIPELINE_EVENNESS = 0.85
+PIPELINE_EVENNESS = 0.95
 """Share of the time in which a stage works although micro-batches are not of one length."""
 
 FABRIC_SHARE = 0.8
@@ -239,7 +243,7 @@ class Pace:
 
 ENGINE_PACE: Mapping[str, Pace] = {
     "vllm": Pace(step_s=1.0e-3, sequence_s=20e-6),
-    "tensorrt-llm": Pace(step_s=1.0e-3, sequence_s=15e-6, reserves=True, batch_per_stage=True),
+    "tensorrt-llm": Pace(step_s=3.0e-3, sequence_s=20e-6, reserves=True, batch_per_stage=True),
 }
 """By engine. TensorRT-LLM: ``GUARANTEED_NO_EVICT`` is the default of
 ``capacity_scheduler_policy`` (llmapi/llm_args.py), ``max_num_sequences = max_batch_size *

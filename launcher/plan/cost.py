@@ -9,6 +9,7 @@ messages between GPUs come on top. Formulas, sources and accuracy: docs/referenc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -19,6 +20,7 @@ from launcher.plan.constants import (
     ACTIVATION_PASSES,
     CARD_FP4_SHARE,
     ENGINE_PACE,
+    EP_UNEVENNESS,
     EXPERTS_SHARE,
     HBM_SHARE,
     MATH_SHARE,
@@ -325,10 +327,14 @@ class _Model:
         computing = 2 * products / self._flops(precision)
         if precision == "bf16" and is_quantised(self.shape, part):
             computing /= WIDENED_SHARE
+        bound: Limit = "weights"
+        uneven = 1.0
         if part == "experts":
             computing /= EXPERTS_SHARE
-        bound: Limit = "weights" if reading > computing else "math"
-        found[bound] += max(reading, computing)
+            uneven += EP_UNEVENNESS * math.log2(self.cut.ep)
+        if computing > reading:
+            bound = "math"
+        found[bound] += max(reading, computing) * uneven
 
     def _flops(self, precision: Precision) -> float:
         gpu = self.machine.gpu

@@ -31,7 +31,8 @@ from launcher.models.quantisation import Quantisation  # noqa: E402
 from launcher.models.shapes import ModelShape, shape_from_config  # noqa: E402
 from launcher.plan.collectives import Links  # noqa: E402
 from launcher.plan.constants import Gpu, find_gpu  # noqa: E402
-from launcher.plan.cost import Cost, Machine, Serving, Workload, cost  # noqa: E402
+from launcher.plan.cost import Cost, Serving, Workload, cost  # noqa: E402
+from launcher.plan.machine import Machine  # noqa: E402
 from launcher.plan.types import Cut  # noqa: E402
 from launcher.plan.work import matrices, stored_bytes  # noqa: E402
 
@@ -64,6 +65,11 @@ class Case:
     @property
     def ratio(self) -> float:
         return self.found.tokens_s / self.measured
+
+    @property
+    def in_range(self) -> bool:
+        least, most = self.found.tokens_s_range
+        return least <= self.measured <= most
 
 
 def read_cases() -> Iterator[Case]:
@@ -158,7 +164,7 @@ def _kv_tokens(
     kv_bytes: float,
     engine: str,
 ) -> float:
-    """Tokens of all ranks together."""
+    """Tokens that the cache of a rank holds, windows or not: they free nothing unless asked to."""
     model = matrices(shape)
     split = 1 if attention_dp else cut.tp
     weights = (
@@ -172,16 +178,17 @@ def _kv_tokens(
     parts = cut.tp if shape.latent_attention is None else 1
     parts = 1 if attention_dp else min(parts, shape.kv_heads)
     each = shape.kv_elements_per_token * held * kv_bytes / parts / cut.pp
-    return free / each * held * (cut.tp if attention_dp else 1)
+    return free / each * held
 
 
 def summary(cases: Sequence[Case]) -> str:
     ratios = [case.ratio for case in cases]
     worst = max(cases, key=lambda case: abs(math.log(case.ratio)))
     within = sum(1 / 1.3 <= ratio <= 1.3 for ratio in ratios) / len(ratios)
+    in_range = sum(case.in_range for case in cases) / len(cases)
     return (
-        f"{len(cases):4} {statistics.median(ratios):6.2f} {within:7.0%} {worst.ratio:6.2f}"
-        f"  {worst.name}"
+        f"{len(cases):4} | {statistics.median(ratios):.2f} | {within:.0%} | {in_range:.0%} | "
+        f"{worst.ratio:.2f}: {worst.name}"
     )
 
 
@@ -200,12 +207,12 @@ def main() -> None:
                 f"{found.batch_limit}, {found.step_s * 1e3:.1f} ms: "
                 + ", ".join(f"{k} {v * 1e3:.1f}" for k, v in found.parts.items() if v > 0)
             )
-    print("group, which part: runs, median of predicted/measured, within 30 %, worst")
+    print("| group | | runs | median | within 30 % | in the range | worst |")
     for group in dict.fromkeys(case.group for case in cases):
         for fit in (True, False):
             part = [case for case in cases if case.group == group and case.fit == fit]
             if part:
-                print(f"{group:26} {'chosen on' if fit else 'tested on'} {summary(part)}")
+                print(f"| {group} | {'chosen on' if fit else 'tested on'} | {summary(part)} |")
 
 
 if __name__ == "__main__":

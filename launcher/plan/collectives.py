@@ -67,21 +67,27 @@ def all_reduce_s(links: Links, ranks: int, payload: float) -> float:
     """Seconds of an all-reduce of ``payload`` bytes over ``ranks`` neighbours.
 
     Latency is that of the table's least payload. What the table has above it is scaled by the
-    rate of the link, and by ``2 (n - 1) / n`` to numbers of GPUs that were not measured.
+    rate of the link, and by ``2 (n - 1) / n`` to numbers of GPUs that were not measured. Over
+    PCIe a ring is as fast as the slots are.
+
+    Raises
+    ------
+    ValueError
+        They are on several nodes, and it is not known what joins these.
     """
     if ranks <= 1:
         return 0.0
     if ranks > links.per_node:
         return _between_nodes(links, ranks, payload)
-    if not links.nvlink:
-        latency = _AMPERE[min(n for n in (2, 4, 8, ranks) if n >= ranks)][0] if ranks <= 8 else 30
-        return latency * _US + _wire(ranks) * payload / (links.gpu_bytes_s * PCIE_SHARE)
     fast = links.nvlink and links.gpu_bytes_s >= _NVLINK4_BYTES_S
-    tables, rate = (_HOPPER, _NVLINK4_BYTES_S) if fast else (_AMPERE, _NVLINK3_BYTES_S)
-    near = min((n for n in tables if n >= ranks), default=max(tables))
-    latency = tables[near][0] * max(1.0, math.log2(ranks) / math.log2(near))
-    rest = (_read(_SIZES, tables[near], payload) - tables[near][0]) * rate / links.gpu_bytes_s
-    return (latency + rest * _wire(ranks) / _wire(near)) * _US
+    table = _HOPPER if fast else _AMPERE
+    near = min((n for n in table if n >= ranks), default=max(table))
+    latency = table[near][0] * max(1.0, math.log2(ranks) / math.log2(near)) * _US
+    if not links.nvlink:
+        return latency + _wire(ranks) * payload / (links.gpu_bytes_s * PCIE_SHARE)
+    rest = (_read(_SIZES, table[near], payload) - table[near][0]) * _US
+    scale = (_NVLINK4_BYTES_S if fast else _NVLINK3_BYTES_S) / links.gpu_bytes_s
+    return latency + rest * scale * _wire(ranks) / _wire(near)
 
 
 def _between_nodes(links: Links, ranks: int, payload: float) -> float:

@@ -14,6 +14,7 @@ from typing import Literal
 __all__ = [
     "ACTIVATION_PASSES",
     "CARD_FP4_SHARE",
+    "CPU_ERROR",
     "ENGINE_PACE",
     "EP_UNEVENNESS",
     "EXPERTS_SHARE",
@@ -23,6 +24,7 @@ __all__ = [
     "HOP_S",
     "MATH_SHARE",
     "MODEL_ERROR",
+    "NVLINK_BYTES_S",
     "PCIE_SHARE",
     "PIPELINE_EVENNESS",
     "Gpu",
@@ -93,6 +95,9 @@ def _gpu(  # noqa: PLR0913, PLR0917 - a row of the table below
 
 # Bytes a second of PCIe x16, one direction, by generation (PCI-SIG, after 128b/130b encoding).
 _PCIE3, _PCIE4, _PCIE5, _PCIE6 = 15.75, 31.5, 63.0, 121.0
+NVLINK_BYTES_S = {"nvlink2": 25e9, "nvlink3": 25e9, "nvlink4": 25e9, "nvlink5": 50e9}
+"""One direction of one link (NVIDIA's white papers of Volta, Ampere, Hopper and Blackwell)."""
+
 # family, memory GB, HBM GB/s, TFLOP/s in BF16, FP8, FP4, NVLink GB/s a direction, PCIe GB/s
 GPUS: tuple[Gpu, ...] = (
     # NVIDIA V100 data sheet, January 2020; T4 data sheet, 2019
@@ -179,44 +184,47 @@ HBM_SHARE = 0.8
 
 aiconfigurator, systems/h100_sxm.yaml and its kin: ``mem_bw_empirical_scaling_factor: 0.8``."""
 
+# From here on down to MODEL_ERROR: fitted, if no source stands there; on which runs and how well
+# the rest is met is in docs/reference/cost-model.md.
 MATH_SHARE: Mapping[Precision, float] = {"bf16": 0.62, "fp8": 0.62, "fp4": 0.46}
-"""Share of the matrix rate that a layer reaches with thousands of tokens in a step, with all that
-is neither a matrix product nor attention (norms, activations, quantising, sampling)."""
+"""Share of the matrix rate that products with thousands of tokens reach."""
+
+CARD_FP4_SHARE = 0.75
+"""`MATH_SHARE` of FP4 on cards, whose units are slower for the same memory and power."""
 
 EXPERTS_SHARE = 0.55
-"""Of `MATH_SHARE`, in products with experts: each gets a part of the tokens, and not the same."""
+"""Of `MATH_SHARE`, in products with experts: each gets a part of the tokens."""
 
 WIDENED_SHARE = 0.6
 """Of `MATH_SHARE`, where weights of four or eight bits are widened in the kernel."""
-
-CARD_FP4_SHARE = 0.75
-"""As `MATH_SHARE` for FP4 on cards, whose rate is less for the same memory."""
 
 EP_UNEVENNESS = 0.28
 """How much longer the fullest rank takes with its experts, for each doubling of the ranks."""
 
 ACTIVATION_PASSES = 30.0
-"""How often a token's hidden state goes over the memory in a layer: norms, residuals,
-activations, quantising, positions."""
-
-PCIE_SHARE = 0.6
-"""Share of a slot's rate that messages within a node reach (NCCL, ``topo.h``: 12 GB/s of PCIe 3)."""
+"""How often a token's hidden state goes over the memory in a layer: norms, residuals, activations,
+positions, quantising."""
 
 ROUTING_PASSES = 12.0
-"""How often what a token hands to one of its experts goes over the memory: gathered, quantised,
-scattered; the wait for the fullest rank is in it."""
+"""The same for each expert that a token is handed to: gathered, quantised, scattered, summed."""
 
 PIPELINE_EVENNESS = 0.95
 """Share of the time in which a stage works although micro-batches are not of one length."""
 
+PCIE_SHARE = 0.6
+"""Share of a slot's rate that messages between GPUs of a node reach. Two GPUs of one PCIe switch
+would reach 0.76 (NCCL, ``src/graph/topo.h``: 12 GB/s of PCIe 3)."""
+
 FABRIC_SHARE = 0.8
-"""Share of the ports' rate that messages between nodes reach."""
+"""Share of the ports' rate that messages between stages reach, as NVLink and networks do in the
+measured tables of `launcher.plan.collectives` with large messages."""
 
 HOP_S = 10e-6
 """Latency of one send from a stage to the next (aiconfigurator: ``p2p_latency: 0.00001``)."""
 
-MODEL_ERROR = 1.5
-"""Factor by which the whole estimate may be off either way."""
+MODEL_ERROR, CPU_ERROR = 1.5, 2.0
+"""Factor by which the estimate may be off either way; and where the CPUs, which are not modelled,
+take most of a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from launcher.models.shapes import ModelShape
-from launcher.plan.collectives import Links, all_reduce_s, hop_s
+from launcher.plan.collectives import all_reduce_s, hop_s
 from launcher.plan.constants import (
     ACTIVATION_PASSES,
     CARD_FP4_SHARE,
+    CPU_ERROR,
     ENGINE_PACE,
     EP_UNEVENNESS,
     EXPERTS_SHARE,
@@ -28,9 +29,9 @@ from launcher.plan.constants import (
     PIPELINE_EVENNESS,
     ROUTING_PASSES,
     WIDENED_SHARE,
-    Gpu,
     Precision,
 )
+from launcher.plan.machine import Machine
 from launcher.plan.types import Cut
 from launcher.plan.work import (
     Part,
@@ -44,7 +45,7 @@ from launcher.plan.work import (
     touched,
 )
 
-__all__ = ["BatchLimit", "Cost", "Limit", "Machine", "Serving", "Workload", "cost"]
+__all__ = ["BatchLimit", "Cost", "Limit", "Serving", "Workload", "cost"]
 
 Limit = Literal["weights", "math", "kv-cache", "links", "pipeline", "engine"]
 BatchLimit = Literal["kv-cache", "max-batch-size", "max-num-tokens", "rows"]
@@ -52,14 +53,6 @@ _BF16_BYTES = 2
 # What is sent of a token to its experts, and what comes back: FP8 and BF16 (DeepSeek-V3, arXiv
 # 2412.19437, 3.3.2).
 _DISPATCH_BYTES, _COMBINE_BYTES = 1, 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """The GPUs of one replica and what joins them."""
-
-    gpu: Gpu
-    links: Links
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +94,9 @@ class Serving:
     Attributes
     ----------
     kv_tokens
-        Tokens that the KV cache of a replica holds; with attention data parallelism of all its
-        ranks together.
+        Tokens that the KV cache holds, of one rank where each attends for its own sequences. Where
+        layers with a window free what they no longer see, it holds more of them the longer a
+        sequence is: tokens of sequences of the workload's lengths.
     kv_element_bytes
         2 for BF16, 1 for FP8.
     max_batch_size, max_num_tokens
@@ -192,15 +186,19 @@ def cost(
     step_s, parts = model.step(batch, batch / workload.new_tokens)
     decode_s, _ = model.step(batch, 0.0)
     tokens_s = batch / step_s
-    few, many = (workload.new_tokens * by for by in (1 / workload.doubt, workload.doubt))
+    limit = max(parts, key=lambda part: parts[part])
+    error = CPU_ERROR if limit == "engine" else MODEL_ERROR
     return Cost(
         tokens_s=tokens_s,
-        tokens_s_range=(tokens_s / MODEL_ERROR, tokens_s * MODEL_ERROR),
-        new_tokens_range=(few, many),
+        tokens_s_range=(tokens_s / error, tokens_s * error),
+        new_tokens_range=(
+            workload.new_tokens / workload.doubt,
+            workload.new_tokens * workload.doubt,
+        ),
         gpus=cut.ranks,
         sequences=sequences,
         batch_limit=batch_limit,
-        limit=max(parts, key=lambda part: parts[part]),
+        limit=limit,
         step_s=step_s,
         decode_s=decode_s * cut.pp,
         prefill_s=model.alone(),
@@ -221,7 +219,7 @@ def _in_flight(cut: Cut, workload: Workload, serving: Serving) -> tuple[float, B
     batches = copies * (cut.pp if pace.batch_per_stage else 1)
     tokens_each = 1 + workload.prompt_tokens / workload.new_tokens
     limits: dict[BatchLimit, float] = {
-        "kv-cache": serving.kv_tokens / held,
+        "kv-cache": serving.kv_tokens * copies / held,
         "max-batch-size": serving.max_batch_size * batches,
         "max-num-tokens": serving.max_num_tokens * copies * cut.pp / tokens_each,
     }

@@ -87,8 +87,13 @@ def _rows(tables: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                     prompt, new = map(int, lengths.split("/"))
                     yield {
                         **{key: table[key] for key in ("group", "model", "per_gpu")},
-                        **{"gpu": gpu, "quant": quant, "cut": cut, "engine": "tensorrt-llm"},
-                        **{"prompt": prompt, "new": new, "tokens_s": rate},
+                        "gpu": gpu,
+                        "quant": quant,
+                        "cut": cut,
+                        "engine": "tensorrt-llm",
+                        "prompt": prompt,
+                        "new": new,
+                        "tokens_s": rate,
                         "fit": "1.2" in table["group"] and lengths in FIT,
                         "requests": lengths,
                     }

@@ -27,11 +27,11 @@ __all__ = [
     "NVLINK_BYTES_S",
     "PCIE_SHARE",
     "PIPELINE_EVENNESS",
+    "ROUTING_PASSES",
+    "WIDENED_SHARE",
     "Gpu",
     "Pace",
     "Precision",
-    "ROUTING_PASSES",
-    "WIDENED_SHARE",
     "find_gpu",
 ]
 

@@ -1,10 +1,10 @@
 """What a cut costs: seconds of a step, tokens a second of a replica, and what limits them.
 
 A replica answers many rows by in-flight batching. In its steady state a step takes ``d``
-sequences one token further and reads the prompts of those that come in their place, ``d * prompt
-/ new`` tokens. The step's time is a roofline: each group of matrices takes what reading its
-weights or what computing with them takes, whichever is longer; attention to the cache likewise;
-messages between GPUs come on top. Formulas, sources and accuracy: docs/reference/cost-model.md.
+sequences one token further and, on average, reads the prompts of the ``d / new`` that come in
+their place. The step's time is a roofline: each group of matrices takes what reading its weights
+or what computing with them takes, whichever is longer; attention to the cache likewise; messages
+between GPUs come on top. Formulas, sources and accuracy: docs/reference/cost-model.md.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ __all__ = ["BatchLimit", "Cost", "Limit", "Serving", "Workload", "cost"]
 
 Limit = Literal["weights", "math", "kv-cache", "links", "pipeline", "engine"]
 BatchLimit = Literal["kv-cache", "max-batch-size", "max-num-tokens", "rows"]
+_NOTHING: Mapping[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
 _BF16_BYTES = 2
-# What is sent of a token to its experts, and what comes back: FP8 and BF16 (DeepSeek-V3, arXiv
-# 2412.19437, 3.3.2).
+# What experts get of a token, and what they give back: FP8 and BF16 (DeepSeek-V3, arXiv
+# 2412.19437, 3.3.2; TensorRT-LLM, _torch/modules/fused_moe, quantises before it sends).
 _DISPATCH_BYTES, _COMBINE_BYTES = 1, 2
 
 
@@ -72,6 +73,11 @@ class Workload:
         Factor by which the mean of the new tokens may be off either way.
     rows
         How many there are; None for more than the replica takes at once.
+
+    Raises
+    ------
+    ValueError
+        Less than one token of either kind, or a factor below 1.
     """
 
     prompt_tokens: float
@@ -80,6 +86,10 @@ class Workload:
     spread: float = 0.0
     doubt: float = 1.0
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.prompt_tokens, self.new_tokens, self.doubt) < 1:
+            raise ValueError(f"prompts, answers and doubt are at least 1: {self}")
 
     @property
     def new_in_flight(self) -> float:
@@ -293,7 +303,7 @@ class _Model:
 
     def _body(self, batch: float, prompts: float, tokens: float) -> dict[Limit, float]:
         """Of all layers, as if one stage had them."""
-        found: dict[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
+        found: dict[Limit, float] = dict(_NOTHING)
         weights, tp = self.weights, self.cut.tp
         # With attention data parallelism all but the experts is there in whole on each rank.
         split = 1 if self.serving.attention_dp else tp
@@ -313,7 +323,7 @@ class _Model:
         return found
 
     def _head(self, sequences: float) -> dict[Limit, float]:
-        found: dict[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
+        found: dict[Limit, float] = dict(_NOTHING)
         each = self.weights.head / self.cut.tp
         self._add(found, "head", each, each * sequences)
         return found
@@ -325,14 +335,14 @@ class _Model:
         computing = 2 * products / self._flops(precision)
         if precision == "bf16" and is_quantised(self.shape, part):
             computing /= WIDENED_SHARE
-        bound: Limit = "weights"
         uneven = 1.0
         if part == "experts":
             computing /= EXPERTS_SHARE
             uneven += EP_UNEVENNESS * math.log2(self.cut.ep)
-        if computing > reading:
-            bound = "math"
-        found[bound] += max(reading, computing) * uneven
+        if reading > computing:
+            found["weights"] += reading * uneven
+        else:
+            found["math"] += computing * uneven
 
     def _flops(self, precision: Precision) -> float:
         gpu = self.machine.gpu
@@ -340,7 +350,7 @@ class _Model:
         return gpu.flops[precision] * share
 
     def _passes_s(self, tokens: float) -> float:
-        """Of all that is neither a matrix product nor attention: it goes over the memory."""
+        """Of what is neither a matrix product nor attention: the memory's speed decides."""
         shape, moe = self.shape, self.shape.experts
         passes = ACTIVATION_PASSES * shape.layers
         if moe is not None:
@@ -356,12 +366,15 @@ class _Model:
         elements = batch * kv_elements(shape, self.context) * copies / tp
         flops = batch * decode_attention_flops(shape, self.context) / tp
         reading = elements * self.serving.kv_element_bytes / self.bytes_s
-        return reading + flops / self._flops("bf16")
+        return max(reading, flops / self._flops("bf16"))
 
     def _messages_s(self, tokens: float) -> float:
-        """Between the ranks of a stage: two all-reduces a layer, or two exchanges.
+        """Between the ranks of a stage.
 
-        Megatron-LM, arXiv 1909.08053, section 3: after attention and after the MLP.
+        Two all-reduces a layer, after attention and after the MLP (Megatron-LM, arXiv 1909.08053,
+        section 3). With attention data parallelism an all-gather before the experts and a
+        reduce-scatter behind them instead, which is what both engines do unless told otherwise
+        (vLLM, ``all2all_backend``; TensorRT-LLM, ``select_alltoall_method_type``).
         """
         shape, links, tp = self.shape, self.machine.links, self.cut.tp
         payload = tokens * shape.hidden_size
@@ -371,7 +384,8 @@ class _Model:
             return 0.0
         # An all-gather or a reduce-scatter is half of an all-reduce.
         there, back = (
-            all_reduce_s(links, tp, payload * size) / 2 for size in (_DISPATCH_BYTES, _COMBINE_BYTES)
+            all_reduce_s(links, tp, payload * size) / 2
+            for size in (_DISPATCH_BYTES, _COMBINE_BYTES)
         )
         return len(shape.experts.layers) * (there + back)
 

@@ -78,7 +78,9 @@ def _attention(shape: ModelShape) -> int:
     query = hidden * queries if rank is None else rank * (hidden + queries)
     values = heads * latent.value_head_dim
     key_value = latent.kv_lora_rank * (heads * latent.nope_head_dim + values)
-    return query + hidden * (latent.kv_lora_rank + latent.rope_head_dim) + key_value + values * hidden
+    return (
+        query + hidden * (latent.kv_lora_rank + latent.rope_head_dim) + key_value + values * hidden
+    )
 
 
 def touched(model: Matrices, tokens: float) -> float:
@@ -160,7 +162,5 @@ def prefill_attention_flops(shape: ModelShape, prompt: float) -> float:
     width = 2 * shape.head_dim
     if (latent := shape.latent_attention) is not None:
         width = shape.head_dim + latent.value_head_dim
-    pairs = sum(
-        layers * seen * (prompt - seen / 2) for layers, seen in _layers_seen(shape, prompt)
-    )
+    pairs = sum(layers * seen * (prompt - seen / 2) for layers, seen in _layers_seen(shape, prompt))
     return 2 * shape.heads * width * pairs

@@ -49,6 +49,7 @@ FORMATS = {
 }
 # Of NVIDIA's newer tables; of the older ones nothing.
 FIT = {"1000/1000", "8192/1024", "1024/8192"}
+NEAR, FEW_WAVES = 1.3, 8
 CUT = re.compile(r"(dep|tp|ep|pp)(\d+)")
 
 
@@ -85,8 +86,7 @@ def _rows(tables: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             for lengths, rate in zip(table["lengths"], rates, strict=True):
                 if rate is not None:
                     prompt, new = map(int, lengths.split("/"))
-                    yield {
-                        **{key: table[key] for key in ("group", "model", "per_gpu")},
+                    yield {key: table[key] for key in ("group", "model", "per_gpu")} | {
                         "gpu": gpu,
                         "quant": quant,
                         "cut": cut,
@@ -133,7 +133,7 @@ def _case(run: dict[str, Any], data: dict[str, Any]) -> Case:
     )
     machine = Machine(gpu=gpu, links=links)
     found = cost(shape, cut, machine, workload, serving)
-    if rows is not None and rows / found.sequences < 8:
+    if rows is not None and rows / found.sequences < FEW_WAVES:
         # Rows of one length end together, the last wave with fewer of them.
         least = int(rows / math.ceil(rows / found.sequences))
         some = dataclasses.replace(workload, rows=least)
@@ -189,7 +189,7 @@ def _kv_tokens(
 def summary(cases: Sequence[Case]) -> str:
     ratios = [case.ratio for case in cases]
     worst = max(cases, key=lambda case: abs(math.log(case.ratio)))
-    within = sum(1 / 1.3 <= ratio <= 1.3 for ratio in ratios) / len(ratios)
+    within = sum(1 / NEAR <= ratio <= NEAR for ratio in ratios) / len(ratios)
     in_range = sum(case.in_range for case in cases) / len(cases)
     return (
         f"{len(cases):4} | {statistics.median(ratios):.2f} | {within:.0%} | {in_range:.0%} | "

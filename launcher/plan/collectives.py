@@ -35,7 +35,7 @@ _AMPERE: Mapping[int, _Table] = {
 # CSCS documentation, "NCCL" on Alps: 2 nodes of 4 GH200 with 4 ports of 25 GB/s each
 _NODES_SIZES = (8, _KIB, 64 * _KIB, _MIB, 16 * _MIB, 128 * _MIB)
 _NODES: _Table = (17.9, 20.4, 61, 164, 462, 1916)
-_NODES_BYTES_S, _NODES_COUNT, _NODES_GPUS = 100e9, 2, 8
+_NODES_BYTES_S, _NODES_GPUS = 100e9, 8
 _NVLINK3_BYTES_S, _NVLINK4_BYTES_S = 300e9, 450e9
 _US = 1e-6
 
@@ -126,4 +126,4 @@ def _read(sizes: Sequence[int], table: _Table, payload: float) -> float:
     above = bisect_left(sizes, payload)
     low, high = sizes[above - 1], sizes[above]
     share = math.log(payload / low) / math.log(high / low)
-    return table[above - 1] * (table[above] / table[above - 1]) ** share
+    return table[above - 1] * math.pow(table[above] / table[above - 1], share)

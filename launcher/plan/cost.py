@@ -53,7 +53,7 @@ _NOTHING: Mapping[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
 _BF16_BYTES = 2
 # What experts get of a token, and what they give back: FP8 and BF16 (DeepSeek-V3, arXiv
 # 2412.19437, 3.3.2; TensorRT-LLM, _torch/modules/fused_moe, quantises before it sends).
-_DISPATCH_BYTES, _COMBINE_BYTES = 1, 2
+_GIVEN_BYTES, _BACK_BYTES = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,11 +383,10 @@ class _Model:
         if shape.experts is None:
             return 0.0
         # An all-gather or a reduce-scatter is half of an all-reduce.
-        there, back = (
-            all_reduce_s(links, tp, payload * size) / 2
-            for size in (_DISPATCH_BYTES, _COMBINE_BYTES)
+        moved = sum(
+            all_reduce_s(links, tp, payload * size) / 2 for size in (_GIVEN_BYTES, _BACK_BYTES)
         )
-        return len(shape.experts.layers) * (there + back)
+        return len(shape.experts.layers) * moved
 
     def _hop(self, tokens: float) -> float:
         payload = tokens * self.shape.hidden_size * _BF16_BYTES

@@ -58,10 +58,17 @@ class Case:
     """One measured run and what is predicted of it."""
 
     group: str
-    name: str
+    model: str
+    gpu: str
+    cut: str
+    lengths: str
     fit: bool
     measured: float
     found: Cost
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.gpu} {self.cut} {self.lengths}"
 
     @property
     def ratio(self) -> float:
@@ -139,11 +146,16 @@ def _case(run: dict[str, Any], data: dict[str, Any]) -> Case:
         some = dataclasses.replace(workload, rows=least)
         found = cost(shape, cut, machine, some, serving)
     scale = cut.ranks if run.get("per_gpu") else 1
-    name = f"{run['model']} {run['gpu']} {run['cut']} {run['prompt']:g}/{run['new']:g}"
-    group = run["group"]
-    if gpu.card:
-        group += ", cards"
-    return Case(group, name, bool(run.get("fit")), run["tokens_s"] * scale, found)
+    return Case(
+        group=run["group"] + ", cards" * gpu.card,
+        model=run["model"],
+        gpu=run["gpu"],
+        cut=run["cut"],
+        lengths=f"{run['prompt']:.0f}/{run['new']:.0f}",
+        fit=bool(run.get("fit")),
+        measured=run["tokens_s"] * scale,
+        found=found,
+    )
 
 
 def _fp8_cache(shape: ModelShape, gpu: Gpu, run: dict[str, Any]) -> bool:
@@ -197,6 +209,26 @@ def summary(cases: Sequence[Case]) -> str:
     )
 
 
+def choices(cases: Sequence[Case]) -> str:
+    """How well the fastest cut of a GPU is found where several were measured."""
+    alike: dict[tuple[str, ...], list[Case]] = {}
+    for case in cases:
+        alike.setdefault((case.group, case.model, case.gpu, case.lengths), []).append(case)
+    lost = []
+    for some in alike.values():
+        if len({case.cut for case in some}) > 1:
+            chosen = max(some, key=lambda case: case.found.tokens_s_gpu)
+            best = max(case.measured / case.found.gpus for case in some)
+            lost.append(1 - chosen.measured / chosen.found.gpus / best)
+    if not lost:
+        return "no choices between cuts"
+    right = sum(part == 0 for part in lost)
+    return (
+        f"the fastest of several cuts found in {right} of {len(lost)} cases; "
+        f"lost by the choice: mean {statistics.mean(lost):.1%}, at worst {max(lost):.0%}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--all", action="store_true", help="print each run")
@@ -218,6 +250,7 @@ def main() -> None:
             part = [case for case in cases if case.group == group and case.fit == fit]
             if part:
                 print(f"| {group} | {'chosen on' if fit else 'tested on'} | {summary(part)} |")
+    print(choices(cases))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def all_reduce_s(links: Links, ranks: int, payload: float) -> float:
 
     Latency is that of the table's least payload. What the table has above it is scaled by the
     rate of the link, and by ``2 (n - 1) / n`` to numbers of GPUs that were not measured. Over
-    PCIe a ring is as fast as the slots are.
+    PCIe a ring is as fast as the slots are, and over nodes never faster than inside one.
 
     Raises
     ------
@@ -77,8 +77,11 @@ def all_reduce_s(links: Links, ranks: int, payload: float) -> float:
     """
     if ranks <= 1:
         return 0.0
-    if ranks > links.per_node:
-        return _between_nodes(links, ranks, payload)
+    inside = _inside(links, ranks, payload)
+    return inside if ranks <= links.per_node else max(inside, _between(links, ranks, payload))
+
+
+def _inside(links: Links, ranks: int, payload: float) -> float:
     fast = links.nvlink and links.gpu_bytes_s >= _NVLINK4_BYTES_S
     table = _HOPPER if fast else _AMPERE
     near = min((n for n in table if n >= ranks), default=max(table))
@@ -90,7 +93,7 @@ def all_reduce_s(links: Links, ranks: int, payload: float) -> float:
     return latency + rest * scale * _wire(ranks) / _wire(near)
 
 
-def _between_nodes(links: Links, ranks: int, payload: float) -> float:
+def _between(links: Links, ranks: int, payload: float) -> float:
     if links.node_bytes_s is None:
         raise ValueError("an all-reduce over nodes whose network is not known")
     nodes = math.ceil(ranks / links.per_node)

@@ -204,9 +204,20 @@ def summary(cases: Sequence[Case]) -> str:
     within = sum(1 / NEAR <= ratio <= NEAR for ratio in ratios) / len(ratios)
     in_range = sum(case.in_range for case in cases) / len(cases)
     return (
-        f"{len(cases):4} | {statistics.median(ratios):.2f} | {within:.0%} | {in_range:.0%} | "
+        f"{len(cases)} | {statistics.median(ratios):.2f} | {within:.0%} | {in_range:.0%} | "
         f"{worst.ratio:.2f}: {worst.name}"
     )
+
+
+def table(cases: Sequence[Case]) -> Iterator[str]:
+    """Lines of Markdown, one for each group and for whether constants were chosen on it."""
+    yield "| group | constants | runs | median | within 30 % | in the range | worst |"
+    yield "|---|---|---|---|---|---|---|"
+    for group in dict.fromkeys(case.group for case in cases):
+        for fit in (True, False):
+            part = [case for case in cases if case.group == group and case.fit == fit]
+            if part:
+                yield f"| {group} | {'chosen' if fit else 'tested'} | {summary(part)} |"
 
 
 def choices(cases: Sequence[Case]) -> str:
@@ -221,11 +232,11 @@ def choices(cases: Sequence[Case]) -> str:
             best = max(case.measured / case.found.gpus for case in some)
             lost.append(1 - chosen.measured / chosen.found.gpus / best)
     if not lost:
-        return "no choices between cuts"
+        return "No choices between cuts."
     right = sum(part == 0 for part in lost)
     return (
-        f"the fastest of several cuts found in {right} of {len(lost)} cases; "
-        f"lost by the choice: mean {statistics.mean(lost):.1%}, at worst {max(lost):.0%}"
+        f"The fastest of several cuts was found in {right} of {len(lost)} cases; "
+        f"lost by the choice: {statistics.mean(lost):.1%} on average, {max(lost):.0%} at worst."
     )
 
 
@@ -244,13 +255,7 @@ def main() -> None:
                 f"{found.batch_limit}, {found.step_s * 1e3:.1f} ms: "
                 + ", ".join(f"{k} {v * 1e3:.1f}" for k, v in found.parts.items() if v > 0)
             )
-    print("| group | | runs | median | within 30 % | in the range | worst |")
-    for group in dict.fromkeys(case.group for case in cases):
-        for fit in (True, False):
-            part = [case for case in cases if case.group == group and case.fit == fit]
-            if part:
-                print(f"| {group} | {'chosen on' if fit else 'tested on'} | {summary(part)} |")
-    print(choices(cases))
+    print(*table(cases), choices(cases), sep="\n")
 
 
 if __name__ == "__main__":

@@ -223,8 +223,8 @@ HOP_S = 10e-6
 """Latency of one send from a stage to the next (aiconfigurator: ``p2p_latency: 0.00001``)."""
 
 MODEL_ERROR, CPU_ERROR = 1.5, 2.0
-"""Factor by which the estimate may be off either way; and where the CPUs, which are not modelled,
-take most of a step."""
+"""Factor by which the estimate may be off either way; and where GPUs wait for CPUs, of whose
+speed nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

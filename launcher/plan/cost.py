@@ -51,6 +51,7 @@ Limit = Literal["weights", "math", "kv-cache", "links", "pipeline", "engine"]
 BatchLimit = Literal["kv-cache", "max-batch-size", "max-num-tokens", "rows"]
 _NOTHING: Mapping[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
 _BF16_BYTES = 2
+_MORE = 1.01  # by more than rounding
 # What experts get of a token, and what they give back: FP8 and BF16 (DeepSeek-V3, arXiv
 # 2412.19437, 3.3.2; TensorRT-LLM, _torch/modules/fused_moe, quantises before it sends).
 _GIVEN_BYTES, _BACK_BYTES = 1, 2
@@ -196,8 +197,8 @@ def cost(
     step_s, parts = model.step(batch, batch / workload.new_tokens)
     decode_s, _ = model.step(batch, 0.0)
     tokens_s = batch / step_s
-    limit = max(parts, key=lambda part: parts[part])
-    error = CPU_ERROR if limit == "engine" else MODEL_ERROR
+    waits = parts["engine"] > _MORE * model.pace.step_s
+    error = CPU_ERROR if waits else MODEL_ERROR
     return Cost(
         tokens_s=tokens_s,
         tokens_s_range=(tokens_s / error, tokens_s * error),
@@ -208,7 +209,7 @@ def cost(
         gpus=cut.ranks,
         sequences=sequences,
         batch_limit=batch_limit,
-        limit=limit,
+        limit=max(parts, key=lambda part: parts[part]),
         step_s=step_s,
         decode_s=decode_s * cut.pp,
         prefill_s=model.alone(),

@@ -192,7 +192,7 @@ MATH_SHARE: Mapping[Precision, float] = {"bf16": 0.62, "fp8": 0.62, "fp4": 0.46}
 CARD_FP4_SHARE = 0.75
 """`MATH_SHARE` of FP4 on cards, whose units are slower for the same memory and power."""
 
-EXPERTS_SHARE = 0.55
+EXPERTS_SHARE = 0.5
 """Of `MATH_SHARE`, in products with experts: each gets a part of the tokens."""
 
 WIDENED_SHARE = 0.6
@@ -216,8 +216,7 @@ PCIE_SHARE = 0.6
 would reach 0.76 (NCCL, ``src/graph/topo.h``: 12 GB/s of PCIe 3)."""
 
 FABRIC_SHARE = 0.8
-"""Share of the ports' rate that messages between stages reach, as NVLink and networks do in the
-measured tables of `launcher.plan.collectives` with large messages."""
+"""Share of the rate of links and ports that messages between stages reach: assumed, no run tells."""
 
 HOP_S = 10e-6
 """Latency of one send from a stage to the next (aiconfigurator: ``p2p_latency: 0.00001``)."""
@@ -251,7 +250,7 @@ class Pace:
 
 ENGINE_PACE: Mapping[str, Pace] = {
     "vllm": Pace(step_s=1.0e-3, sequence_s=20e-6),
-    "tensorrt-llm": Pace(step_s=3.0e-3, sequence_s=20e-6, reserves=True, batch_per_stage=True),
+    "tensorrt-llm": Pace(step_s=4.0e-3, sequence_s=20e-6, reserves=True, batch_per_stage=True),
 }
 """By engine. TensorRT-LLM: ``GUARANTEED_NO_EVICT`` is the default of
 ``capacity_scheduler_policy`` (llmapi/llm_args.py), ``max_num_sequences = max_batch_size *

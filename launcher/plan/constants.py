@@ -216,7 +216,7 @@ PCIE_SHARE = 0.6
 would reach 0.76 (NCCL, ``src/graph/topo.h``: 12 GB/s of PCIe 3)."""
 
 FABRIC_SHARE = 0.8
-"""Share of the rate of links and ports that messages between stages reach: assumed, no run tells."""
+"""Share of the rate of links and ports that messages between stages reach: an assumption."""
 
 HOP_S = 10e-6
 """Latency of one send from a stage to the next (aiconfigurator: ``p2p_latency: 0.00001``)."""

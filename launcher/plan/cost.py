@@ -279,6 +279,7 @@ class _Model:
         tokens = batch + chunk
         begun = chunk / self.workload.prompt_tokens
         body, head = self._body(batch, begun, tokens), self._head(batch + begun)
+        # Layers that are left over go to other stages than the last, which has the head.
         fullest, last = -(-layers // stages) / layers, layers // stages / layers
         total = sum(body.values())
         ends = last * total + sum(head.values()) >= fullest * total

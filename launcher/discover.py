@@ -72,7 +72,7 @@ def ask_login_node(
 
 
 def _answer(words: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> str:
-    """What it printed. `srun --mpi=list` tells on stderr, `which` fails if one is missing."""
+    """What it printed. `srun --mpi=list` tells on stderr, `type -P` fails if one is missing."""
     command = [word.format(user=getpass.getuser()) for word in words]
     try:
         done = subprocess.run(
@@ -86,7 +86,7 @@ def _answer(words: Sequence[str], environ: Mapping[str, str], timeout_s: float) 
     except (OSError, subprocess.TimeoutExpired):
         return ""
     told = done.stdout or (done.stderr if words[-1] == "--mpi=list" else b"")
-    failed = done.returncode != 0 and words[0] != "which"
+    failed = done.returncode != 0 and words[0] != "bash"
     return "" if failed else told.decode(errors="replace")
 
 
@@ -226,8 +226,8 @@ def _wait(scheduler: Scheduler, job: JobRef, done: Path, say: Callable[[str], ob
 
 
 def _script(what: Probe, found: Captured, place: Path) -> str:
-    options = {
-        "--partition": what.partition,
+    options: dict[str, str | None] = {
+        **_asked(what, found),
         "--account": what.account,
         "--qos": what.qos,
         "--nodes": "1",
@@ -235,33 +235,38 @@ def _script(what: Probe, found: Captured, place: Path) -> str:
         "--time": slurm_time(_PROBE_S),
         "--no-requeue": "",
         "--output": str(place / "log").replace("%", "%%"),
-        **_gpus(what, found),
     }
     lines = [
         f"#SBATCH {option}" + (f"={quote(value)}" if value else "")
         for option, value in options.items()
         if value is not None
     ]
-    settings = {"place": str(place), "partition": what.partition}
+    settings = {"place": str(place), "partition": options["--partition"] or ""}
     settings["login_tmpdir"] = os.environ.get("TMPDIR", "")
     given = [f"{name}={quote(value)}" for name, value in settings.items()]
     body = builtin("templates").joinpath("slurm", "probe.sh").read_text(encoding="utf-8")
     return "\n".join(["#!/bin/bash", *lines, *given, body])
 
 
-def _gpus(what: Probe, found: Captured) -> dict[str, str]:
-    """How all GPUs of a node are asked for; the whole node where that is not known."""
+def _asked(what: Probe, found: Captured) -> dict[str, str]:
+    """The partition and all GPUs of a node there; the whole node where they are not known.
+
+    ``what.partition`` is a name of Slurm's, or a key of the site file for one kind of its nodes.
+    """
     described = describe(found.login)
     site = read_site(parse("the discovered site file", described.text))
-    keys = described.partitions.get(what.partition, ())
-    for key in keys:
-        partition = site.partitions[key]
-        if (gpus := partition.gpus) and gpus.request:
-            option, _, value = gpus.request.partition("=")
-            chosen = {option: value.replace("{n}", str(gpus.per_node))}
-            constraint = partition.select.constraint
-            return chosen | ({"--constraint": constraint} if constraint else {})
-    return {"--exclusive": ""}
+    keys = (*described.partitions.get(what.partition, ()), what.partition)
+    partition = next((site.partitions[key] for key in keys if key in site.partitions), None)
+    if partition is None or partition.gpus is None or partition.gpus.request is None:
+        name = partition.select.partition if partition else None
+        return {"--partition": name or what.partition, "--exclusive": ""}
+    option, _, value = partition.gpus.request.partition("=")
+    chosen = {
+        "--partition": partition.select.partition or what.partition,
+        option: value.replace("{n}", str(partition.gpus.per_node)),
+    }
+    constraint = partition.select.constraint
+    return chosen | ({"--constraint": constraint} if constraint else {})
 
 
 def _unwritable(exc: OSError, place: Path) -> PlanError:

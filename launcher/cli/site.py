@@ -125,14 +125,14 @@ def discover(
         "name": site.name,
         "path": str(out) if out else None,
         "site_file": site.text,
-        "unknown": dict(site.questions),
+        "unknown": [{"keys": keys, "question": question} for keys, question in site.questions],
         "notes": list(site.notes),
     }
     return Answer(data=data, text=_summary(site, out) if out else site.text.rstrip("\n"))
 
 
 def _summary(site: Described, out: Path) -> str:
-    unknown = [(key, question) for key, question in site.questions.items()]
-    lines = ["not known, and what would tell it:", columns(unknown)] if unknown else []
+    asked = [f"- {keys}: {question}" for keys, question in site.questions]
     noted = [f"- {note}" for note in site.notes]
-    return "\n".join([f"wrote {out}", *lines, *(["also:"] if noted else []), *noted])
+    heads = (["not known, and what would tell it:"], asked), (["to be looked at:"], noted)
+    return "\n".join([f"wrote {out}", *(line for head, of in heads if of for line in head + of)])

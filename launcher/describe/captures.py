@@ -39,7 +39,7 @@ LOGIN: Mapping[str, tuple[str, ...]] = {
     "srun-mpi-list.txt": ("srun", "--mpi=list"),
     "srun-help.txt": ("srun", "--help"),
     "scontrol-topology.txt": ("scontrol", "show", "topology"),
-    "commands.txt": ("which", "apptainer", "singularity", "enroot", "mpirun"),
+    "commands.txt": ("bash", "-c", "type -P apptainer singularity enroot mpirun"),
 }
 # On a compute node, in a directory of their own; see `launcher.discover` for the script.
 ON_NODE = (

@@ -51,8 +51,8 @@ def container_facts(facts: Facts, captures: Mapping[str, str], where: str) -> No
     names = {line.strip().rpartition("/")[2] for line in lines}
     command = next((name for name in ("apptainer", "singularity") if name in names), None)
     if command:
-        facts.say(("container", "runtime"), "apptainer", f"which {command} {where}")
-        facts.say(("container", "command"), command, f"which {command} {where}")
+        facts.say(("container", "runtime"), "apptainer", f"{command} on PATH {where}")
+        facts.say(("container", "command"), command, f"{command} on PATH {where}")
 
 
 def _mpi_facts(facts: Facts, slurm: Slurm) -> None:
@@ -65,10 +65,10 @@ def _mpi_facts(facts: Facts, slurm: Slurm) -> None:
             facts.say(at, default, f"MpiDefault of {_CONFIG}")
     elif default in _MPI and default not in listed:
         facts.questions[at] = f"MpiDefault is {default}, srun --mpi=list has {', '.join(listed)}"
-    elif default == "cray_shasta":
+    elif default == "cray_shasta" or (default == "pmi2" and "pmix" not in listed):
         facts.say(at, default, f"MpiDefault of {_CONFIG}; srun --mpi=list")
-    elif chosen := next((kind for kind in ("pmix", "cray_shasta", "pmi2") if kind in listed), None):
-        facts.say(at, chosen, "srun --mpi=list")
+    elif "pmix" in listed:
+        facts.say(at, "pmix", "srun --mpi=list")
 
 
 def _set(setting: str) -> bool:

@@ -99,6 +99,13 @@ class Facts:
                 questions.setdefault(place, question)
         return Facts(known, questions, self.notes)
 
+    def asked(self) -> list[tuple[str, str]]:
+        """Each question once, behind all that it is about."""
+        about: dict[str, list[Place]] = {}
+        for place, question in sorted(self.questions.items()):
+            about.setdefault(question, []).append(place)
+        return [(_together(places), question) for question, places in about.items()]
+
     def _lacking(self) -> Iterator[tuple[Place, str]]:
         sections = {
             place[:3]
@@ -109,6 +116,17 @@ class Facts:
             lacking = [key for key in _NEEDED[section[2]] if (*section, key) not in self.known]
             if lacking:
                 yield section, lacking[0]
+
+
+def _together(places: list[Place]) -> str:
+    """``partitions.gpu: fabric, gpus.link`` for several of one section."""
+    first, *others = map(spoken_place, places)
+    if not others:
+        return first
+    section, size = spoken_place(places[0][:2]), len(places[0][:2])
+    if all(place[:2] == places[0][:2] for place in places):
+        return f"{section}: {', '.join(spoken_place(place[size:]) for place in places)}"
+    return ", ".join((first, *others))
 
 
 def spoken_place(place: Place) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from launcher.describe.gpus import hardware_words
 from launcher.parsers.slurm_nodes import Node
 
-__all__ = ["Kind", "kinds_of"]
+__all__ = ["Kind", "Nodes", "kinds_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +96,20 @@ def _merged(kind: Kind, kinds: Sequence[Kind]) -> Kind:
     nodes = [node for one in kinds if one is kind or one in others for node in one.nodes]
     mixed = any((other.gpus, other.parts) != (kind.gpus, kind.parts) for other in others)
     return replace(kind, nodes=tuple(nodes), alike=False, mixed=mixed)
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """One partition of the site file.
+
+    Attributes
+    ----------
+    partition
+        Slurm's name for it.
+    whole
+        What says that its nodes are given as a whole; None where nothing does.
+    """
+
+    partition: str
+    kind: Kind
+    whole: str | None

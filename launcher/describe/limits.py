@@ -33,10 +33,11 @@ def limit_facts(
     _least(bounds, "max_nodes", [partition.max_nodes])
     _most(bounds, "min_nodes", [partition.min_nodes])
     of_qos = _bounds(own, type_) if own else {}
-    source = slurm.of_partitions + (f"; {_OF_QOS}" if of_qos else "")
     joined = _joined(bounds, of_qos)
     for key, value in joined.items():
-        facts.say((*at, key) if key == "time_limit" else (*at, "limits", key), value, source)
+        place = (*at, key) if key == "time_limit" else (*at, "limits", key)
+        source = slurm.of_partitions if bounds.get(key) == value else f"{_OF_QOS} ({partition.qos})"
+        facts.say(place, value, source)
     for group in slurm.groups:
         known = facts.value((*at, "time_limit")) is not None and "time_limit" not in of_qos
         if group.partition == partition.name and known and _finite(group.time_limit_s):
@@ -55,6 +56,8 @@ def _each_qos(
 ) -> None:
     """A QoS that is not named here is refused: either all that the user may choose, or none."""
     names = _usable(partition, slurm)
+    if partition.allow_qos is not None and names is not None and len(names) == 1:
+        facts.say((*at[:-1], "select", "qos"), names[0], f"AllowQos of {slurm.of_partitions}")
     if names is None or slurm.qos is None or not set(names) <= set(slurm.qos):
         return
     if not all(map(_NAME.fullmatch, names)):

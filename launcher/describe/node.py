@@ -11,7 +11,7 @@ from launcher.describe.captures import read_pairs
 from launcher.describe.cluster import container_facts
 from launcher.describe.facts import Facts, Place
 from launcher.describe.gpus import GpuName, read_gpu_name
-from launcher.describe.kinds import Kind
+from launcher.describe.kinds import Nodes
 from launcher.fabric.node import NodeTopology, node_topology
 from launcher.parsers.ibdev2netdev import read_ibdev2netdev
 from launcher.parsers.ibstat import IbStat, read_ibstat
@@ -35,9 +35,7 @@ class _Gpus:
     parts: bool
 
 
-def node_facts(
-    facts: Facts, captures: Mapping[str, str], kinds: Mapping[str, tuple[str, Kind]]
-) -> None:
+def node_facts(facts: Facts, captures: Mapping[str, str], partitions: Mapping[str, Nodes]) -> None:
     """Say what the captures of one node tell of its kinds, and of all nodes."""
     told = read_pairs(captures.get("node.txt", ""))
     host = told.get("host", "")
@@ -45,17 +43,22 @@ def node_facts(
     _site_facts(facts, told, where)
     container_facts(facts, captures, where)
     gpus = facts.read(captures, "nvidia-smi.csv", _read_gpus)
-    for key, (partition, kind) in kinds.items():
+    for key, nodes in partitions.items():
+        kind = nodes.kind
         here = host in {node.name for node in kind.nodes}
-        if not here and (host or partition != told.get("partition")):
+        if not here and (host or nodes.partition != told.get("partition")):
             continue
         if not kind.alike:
             facts.notes.append(f"{key}: its nodes differ, so that {host} does not speak for all")
             continue
         at = ("partitions", key)
         _cpu_facts(facts, (*at, "cpus"), captures, where)
+        ibstat = facts.read(captures, "ibstat.txt", read_ibstat)
+        _fabric_type(facts, (*at, "fabric"), ibstat, told, where)
         if gpus and not gpus.parts:
-            _gpu_facts(facts, at, gpus, captures, told, where)
+            _gpu_facts(facts, at, gpus, captures, ibstat, where)
+            if nodes.whole:
+                facts.say((*at, "gpus", "unit"), "node", nodes.whole)
         elif gpus:
             facts.notes.append(f"{key}: GPUs {where} are cut in parts (MIG)")
         elif kind.gpus:
@@ -91,7 +94,7 @@ def _gpu_facts(
     at: Place,
     gpus: _Gpus,
     captures: Mapping[str, str],
-    told: Mapping[str, str],
+    ibstat: IbStat | None,
     where: str,
 ) -> None:
     place, source = (*at, "gpus"), f"nvidia-smi {where}"
@@ -105,17 +108,14 @@ def _gpu_facts(
         facts.say((*place, "model"), named.model, source)
         _memory(facts, (*place, "memory"), gpus, named, source)
     topo = facts.read(captures, "nvidia-smi-topo.txt", read_topo)
-    ibstat = facts.read(captures, "ibstat.txt", read_ibstat)
-    fabric = (*at, "fabric")
     if topo is None or topo.gpus != tuple(range(len(gpus.names))):
         facts.ask((*place, "topology"), f"nvidia-smi topo -m {where} does not show all GPUs")
-        _fabric_type(facts, fabric, ibstat, told, where)
         return
     netdevs = facts.read(captures, "ibdev2netdev.txt", read_ibdev2netdev)
     node = node_topology(topo, ibstat, netdevs)
     _links(facts, place, node, named, where)
-    if _fabric_type(facts, fabric, ibstat, told, where) == "infiniband":
-        _rails(facts, fabric, node, where)
+    if facts.value((*at, "fabric", "type")) == "infiniband":
+        _rails(facts, (*at, "fabric"), node, where)
 
 
 def _memory(facts: Facts, at: Place, gpus: _Gpus, named: GpuName, source: str) -> None:
@@ -152,7 +152,7 @@ def _links(facts: Facts, at: Place, node: NodeTopology, named: GpuName | None, w
 
 def _fabric_type(
     facts: Facts, at: Place, ibstat: IbStat | None, told: Mapping[str, str], where: str
-) -> str | None:
+) -> None:
     """Say which network it is, as far as devices tell; Omni-Path looks like InfiniBand."""
     ports = ibstat.ports if ibstat else ()
     slingshot = told.get("cxi", "").split()
@@ -170,8 +170,6 @@ def _fabric_type(
             facts.say((*at, "type"), "ethernet", f"no other network device {where}")
     else:
         facts.ask((*at, "type"), f"neither ibstat nor a Slingshot device {where}")
-    kind: str | None = facts.value((*at, "type"))
-    return kind
 
 
 def _hsn(facts: Facts, at: Place, told: Mapping[str, str], where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import TypeVar
 from launcher.describe.captures import Slurm
 from launcher.describe.facts import Facts, Place
 from launcher.describe.gpus import read_gpu_name
-from launcher.describe.kinds import Kind, kinds_of
+from launcher.describe.kinds import Kind, Nodes, kinds_of
 from launcher.describe.limits import limit_facts
 from launcher.nodelist import expand
 from launcher.parsers.slurm_nodes import Node
@@ -24,13 +25,13 @@ _TYPE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _PROBE = "a node of it: hpc-llm site discover --probe"
 
 
-def partition_facts(facts: Facts, slurm: Slurm, *, with_cpus: bool) -> dict[str, tuple[str, Kind]]:
+def partition_facts(facts: Facts, slurm: Slurm, *, with_cpus: bool) -> dict[str, Nodes]:
     """Say all of the partitions that the user can ask for.
 
     Returns
     -------
     dict
-        By key of the site file, the name that Slurm has for it and its nodes.
+        By key of the site file.
     """
     kinds = {
         part.name: kinds_of(_nodes_of(part, slurm))
@@ -38,7 +39,7 @@ def partition_facts(facts: Facts, slurm: Slurm, *, with_cpus: bool) -> dict[str,
         if _open(facts, part, slurm)
     }
     with_cpus = with_cpus or not any(kind.gpus for of in kinds.values() for kind in of)
-    found: dict[str, tuple[str, Kind]] = {}
+    found: dict[str, Nodes] = {}
     for part in slurm.partitions:
         if not kinds.get(part.name, True):
             facts.notes.append(f"partition {part.name!r} is left out: its nodes are not told")
@@ -47,7 +48,7 @@ def partition_facts(facts: Facts, slurm: Slurm, *, with_cpus: bool) -> dict[str,
         ]
         for kind in chosen:
             key = _key(part, kind, alone=len(chosen) == 1, taken=found)
-            found[key] = (part.name, kind)
+            found[key] = Nodes(part.name, kind, _whole(part, slurm))
             _kind_facts(facts, ("partitions", key), part, kind, slurm)
     return found
 
@@ -119,7 +120,7 @@ def _kind_facts(facts: Facts, at: Place, part: Partition, kind: Kind, slurm: Slu
         node.memory_bytes - (node.memory_reserved_bytes or 0) for node in nodes if node.memory_bytes
     ]
     if memories and len(memories) == len(nodes):
-        most = min([*memories, int(part.memory_per_node_bytes or memories[0])])
+        most = int(min([*memories, part.memory_per_node_bytes or math.inf]))
         least = "" if len(set(memories)) == 1 else ", the least of its nodes"
         facts.say((*at, "memory"), most, slurm.of_nodes + least)
     type_, count = kind.gpus[0] if kind.gpus else (None, 0)
@@ -172,10 +173,16 @@ def _gpu_facts(facts: Facts, at: Place, part: Partition, kind: Kind, slurm: Slur
     option = f"--gpus-per-node={word}{{n}}" if "cons_tres" in select else f"--gres=gpu:{word}{{n}}"
     known = f"{source}; SelectType of scontrol show config" if select else source
     facts.say((*at, "request"), option, known)
+    if whole := _whole(part, slurm):
+        facts.say((*at, "unit"), "node", whole)
+
+
+def _whole(part: Partition, slurm: Slurm) -> str | None:
+    """What says that nodes are given as a whole (slurm.conf(5), OverSubscribe and SelectType)."""
     if (part.oversubscribe or "").upper().startswith("EXCLUSIVE"):
-        facts.say((*at, "unit"), "node", "OverSubscribe=EXCLUSIVE of scontrol show partition")
-    elif select.endswith("linear"):
-        facts.say((*at, "unit"), "node", "SelectType of scontrol show config")
+        return f"OverSubscribe=EXCLUSIVE of {slurm.of_partitions}"
+    linear = slurm.setting("SelectType").endswith("linear")
+    return "SelectType of scontrol show config" if linear else None
 
 
 def _sinfo_gpus(facts: Facts, at: Place, kind: Kind, slurm: Slurm) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from launcher.describe.captures import LOGIN, read_slurm
 from launcher.describe.cluster import cluster_facts, container_facts
-from launcher.describe.facts import Facts, spoken_place
+from launcher.describe.facts import Facts
 from launcher.describe.node import node_facts
 from launcher.describe.partitions import partition_facts
 from launcher.describe.write import write_site
@@ -25,7 +25,7 @@ class Described:
     text
         It always passes `launcher.spec.rules.read_site`.
     questions
-        What would tell the values that are not known, by key.
+        What is not known, and what would tell it.
     notes
         What was left out, and why.
     partitions
@@ -34,7 +34,7 @@ class Described:
 
     name: str
     text: str
-    questions: Mapping[str, str]
+    questions: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     partitions: Mapping[str, tuple[str, ...]]
 
@@ -60,11 +60,11 @@ def describe(
     facts = Facts()
     slurm = read_slurm(facts, login)
     cluster_facts(facts, slurm, login)
-    kinds = partition_facts(facts, slurm, with_cpus=with_cpus)
-    for key in kinds:
+    partitions = partition_facts(facts, slurm, with_cpus=with_cpus)
+    for key in partitions:
         facts.say(("partitions", key), {}, slurm.of_partitions)
     for captures in nodes:
-        node_facts(facts, captures, kinds)
+        node_facts(facts, captures, partitions)
     if not any(captures.get("node.txt") for captures in nodes):
         container_facts(facts, login, "on the login node")
     _absent(facts, login)
@@ -73,18 +73,21 @@ def describe(
     called = (
         name or re.sub(r"[^A-Za-z0-9_.-]", "-", cluster or "").lstrip("-_.")[:63] or "discovered"
     )
-    of = {slurm_name for slurm_name, _ in kinds.values()}
+    of = sorted({nodes.partition for nodes in partitions.values()})
     return Described(
         name=called,
         text=write_site(called, found),
-        questions={spoken_place(place): text for place, text in sorted(found.questions.items())},
+        questions=tuple(found.asked()),
         notes=tuple(dict.fromkeys(found.notes)),
-        partitions={one: tuple(k for k, (n, _) in kinds.items() if n == one) for one in sorted(of)},
+        partitions={
+            one: tuple(key for key, nodes in partitions.items() if nodes.partition == one)
+            for one in of
+        },
     )
 
 
 def _absent(facts: Facts, login: Mapping[str, str]) -> None:
     """Say which commands told nothing; what is on PATH is told by few of them."""
-    silent = [name for name, words in LOGIN.items() if not login.get(name) and words[0] != "which"]
+    silent = [name for name, words in LOGIN.items() if not login.get(name) and words[0] != "bash"]
     for name in silent:
         facts.notes.append(f"`{' '.join(LOGIN[name][:3])}` told nothing")

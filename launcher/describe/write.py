@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from launcher.describe.facts import Fact, Facts, Place, spoken_place
+from launcher.describe.facts import Fact, Facts, Place
 from launcher.errors import printable
 
 __all__ = ["write_site"]
@@ -34,6 +34,7 @@ _ORDER = (
     *("per_node", "link", "links", "topology", "request", "unit", "fabric", "rate", "nics"),
     *("rails", "interface", "partitions"),
 )
+_OF_GPUS = ("model", "memory", "per_node", "link", "links", "topology", "request", "unit", "cpus")
 _TIMES = {"time_limit", "min_time"}
 _UNITS = (("TB", 10**12), ("GB", 10**9), ("GiB", 2**30), ("MiB", 2**20), ("B", 1))
 _NAMED = {"partitions", "qos"}  # sections whose keys are names
@@ -65,8 +66,8 @@ def _head(name: str, facts: Facts) -> Iterator[str]:
     yield f"# {printable(name)}, by `hpc-llm site discover`: behind each value what said so."
     if facts.questions:
         yield "# Not known:"
-    for place, question in sorted(facts.questions.items()):
-        yield f"# - {printable(spoken_place(place))}: {printable(question)}"
+    for places, question in facts.asked():
+        yield f"# - {printable(places)}: {printable(question)}"
     if facts.notes:
         yield "# Left out, or to be looked at:"
     for note in dict.fromkeys(facts.notes):
@@ -76,7 +77,8 @@ def _head(name: str, facts: Facts) -> Iterator[str]:
 def _section(tree: Mapping[str, Any], at: Place) -> Iterator[str]:
     pad = "  " * len(at)
     named = bool(at) and at[-1] in _NAMED
-    for key in tree if named else sorted(tree, key=_ORDER.index):
+    order = _OF_GPUS if set(tree) <= {*_OF_GPUS} else _ORDER
+    for key in tree if named else sorted(tree, key=order.index):
         value = tree[key]
         if isinstance(value, Fact):
             yield from _leaf(pad, key, value)
@@ -114,7 +116,7 @@ def _scalar(value: object) -> str:
     """Plain where YAML cannot take it for anything else, else in double quotes."""
     if not isinstance(value, str):
         return str(value).lower() if isinstance(value, bool) else str(value)
-    plain = re.fullmatch(r"[A-Za-z0-9$/][\w./$-]*", value, re.ASCII)
+    plain = re.fullmatch(r"(?![0-9]+-)[A-Za-z0-9$/][\w./$-]*", value, re.ASCII)
     if plain and yaml.safe_load(value) == value:
         return value
     quoted: str = yaml.safe_dump(value, default_style='"', width=float("inf"))

@@ -70,7 +70,7 @@ record ibdev2netdev.txt ibdev2netdev
 record lscpu.txt lscpu
 record numactl.txt numactl --hardware
 record df.txt df -hT
-record commands.txt which apptainer singularity enroot mpirun
+type -P apptainer singularity enroot mpirun >"$place/commands.txt"
 record mpirun.txt mpirun --version
 facts >"$place/node.txt"
 : >"$place/done"

@@ -82,8 +82,8 @@ def read_slurm(facts: Facts, captures: Mapping[str, str]) -> Slurm:
     qos = facts.read(captures, "sacctmgr-qos.txt", read_qos)
     return Slurm(
         config=facts.read(captures, "scontrol-config.txt", read_settings),
-        nodes=nodes or _nodes_of(groups),
-        partitions=partitions or _partitions_of(groups),
+        nodes=tuple({node.name: node for node in nodes or _nodes_of(groups)}.values()),
+        partitions=tuple({p.name: p for p in partitions or _partitions_of(groups)}.values()),
         groups=groups,
         qos={one.name: one for one in qos} if qos else None,
         associations=facts.read(captures, "sacctmgr-assoc.txt", read_associations),

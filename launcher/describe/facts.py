@@ -53,6 +53,9 @@ class Facts:
         claim = f"{source} says {value}"
         if value is None:
             return
+        if not claim.isprintable():
+            self.ask(place, f"{claim}: what no site file may hold")
+            return
         if place in self._disputed:
             self._disputed[place].append(claim)
         elif (old := self.known.get(place)) is None:
@@ -89,11 +92,13 @@ class Facts:
         for place, claims in self._disputed.items():
             questions[place] = f"{'; '.join(claims)}: which is right?"
         for section, lacking in self._lacking():
-            said = {p: fact for p, fact in known.items() if p[: len(section)] == section}
-            for place, fact in said.items():
-                del known[place]
-                told = f"{fact.value}, says {' and '.join(fact.sources)}"
-                questions.setdefault(place, f"{told}: of use with `{lacking}`")
+            # Rails name GPUs by index.
+            rails = (*section[:2], "fabric", "rails") if section[2] == "gpus" else section
+            for place, fact in self.known.items():
+                if place[: len(section)] == section or place == rails:
+                    known.pop(place, None)
+                    told = f"{fact.value}, says {' and '.join(fact.sources)}"
+                    questions.setdefault(place, f"{told}: of use with `{lacking}`")
         for place, question in self.questions.items():
             if not any(other[: len(place)] == place for other in known):
                 questions.setdefault(place, question)
@@ -107,13 +112,15 @@ class Facts:
         return [(_together(places), question) for question, places in about.items()]
 
     def _lacking(self) -> Iterator[tuple[Place, str]]:
-        sections = {
-            place[:3]
+        """Sections without what they need; rails are as good as a section of GPUs."""
+        begun = {
+            (*place[:2], "gpus" if place[2:] == ("fabric", "rails") else place[2])
             for place in self.known
-            if len(place) >= _PARTITION_SECTION and place[0] == "partitions" and place[2] in _NEEDED
+            if len(place) >= _PARTITION_SECTION and place[0] == "partitions"
         }
-        for section in sorted(sections):
-            lacking = [key for key in _NEEDED[section[2]] if (*section, key) not in self.known]
+        for section in sorted(begun):
+            needed = _NEEDED.get(section[2], ())
+            lacking = [key for key in needed if (*section, key) not in self.known]
             if lacking:
                 yield section, lacking[0]
 

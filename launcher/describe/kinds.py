@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,9 @@ from launcher.describe.gpus import hardware_words
 from launcher.parsers.slurm_nodes import Node
 
 __all__ = ["Kind", "Nodes", "kinds_of"]
+
+# With anything else in it, --constraint would take it for an expression (sbatch(1)).
+_FEATURE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def _rivals(kind: Kind, kinds: Sequence[Kind]) -> list[Kind]:
 def _constraint(kind: Kind, kinds: Sequence[Kind]) -> str | None:
     rivals = _rivals(kind, kinds)
     taken = {feature for other in rivals for node in other.nodes for feature in node.features}
-    own = kind.common - taken
+    own = set(filter(_FEATURE.fullmatch, kind.common - taken))
     speaking = own & hardware_words(tuple(own)) or own
     return min(speaking, key=lambda name: (len(name), name)) if rivals and speaking else None
 

@@ -27,7 +27,7 @@ def limit_facts(
     """
     own = (slurm.qos or {}).get(partition.qos or "")
     if partition.qos and own is None:
-        facts.ask((*at, "limits"), f"what does QoS {partition.qos} limit? sacctmgr show qos")
+        facts.notes.append(f"{at[1]}: QoS {partition.qos} limits it, too: {_OF_QOS}")
     bounds: dict[str, int] = {}
     _least(bounds, "time_limit", [partition.time_limit_s])
     _least(bounds, "max_nodes", [partition.max_nodes])
@@ -39,9 +39,9 @@ def limit_facts(
         source = slurm.of_partitions if bounds.get(key) == value else f"{_OF_QOS} ({partition.qos})"
         facts.say(place, value, source)
     for group in slurm.groups:
-        known = facts.value((*at, "time_limit")) is not None and "time_limit" not in of_qos
-        if group.partition == partition.name and known and _finite(group.time_limit_s):
-            facts.say((*at, "time_limit"), int(group.time_limit_s or 0), "sinfo")
+        if group.partition == partition.name and "time_limit" not in of_qos:
+            limit_s = group.time_limit_s if _finite(group.time_limit_s) else None
+            facts.say((*at, "time_limit"), limit_s and int(limit_s), "sinfo")
     _each_qos(facts, (*at, "qos"), partition, slurm, joined, of_qos, type_)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from launcher.describe.captures import LOGIN, read_slurm
 from launcher.describe.cluster import cluster_facts, container_facts
 from launcher.describe.facts import Facts
+from launcher.describe.kinds import Nodes
 from launcher.describe.node import node_facts
 from launcher.describe.partitions import partition_facts
 from launcher.describe.write import write_site
@@ -69,21 +70,35 @@ def describe(
         container_facts(facts, login, "on the login node")
     _absent(facts, login)
     found = facts.settled()
+    of = sorted({nodes.partition for nodes in partitions.values()})
+    keys = {one: [k for k, nodes in partitions.items() if nodes.partition == one] for one in of}
+    for several in keys.values():
+        several[:] = [
+            k for k in several if len(several) == 1 or _told_apart(found, k, partitions[k])
+        ]
     cluster = slurm.config.cluster if slurm.config else None
     called = (
         name or re.sub(r"[^A-Za-z0-9_.-]", "-", cluster or "").lstrip("-_.")[:63] or "discovered"
     )
-    of = sorted({nodes.partition for nodes in partitions.values()})
     return Described(
         name=called,
         text=write_site(called, found),
         questions=tuple(found.asked()),
         notes=tuple(dict.fromkeys(found.notes)),
-        partitions={
-            one: tuple(key for key, nodes in partitions.items() if nodes.partition == one)
-            for one in of
-        },
+        partitions={one: tuple(several) for one, several in keys.items()},
     )
+
+
+def _told_apart(found: Facts, key: str, nodes: Nodes) -> bool:
+    """Whether a job can ask for this kind of a partition's nodes; if not, it is taken out."""
+    at = ("partitions", key)
+    by_gpus = bool(nodes.kind.gpus) and (*at, "gpus", "request") not in found.known
+    if nodes.kind.constraint is not None or not by_gpus:
+        return True
+    for place in [place for place in found.known if place[:2] == at]:
+        del found.known[place]
+    found.notes.append(f"{key} is left out: without its GPUs nothing asks for those nodes")
+    return False
 
 
 def _absent(facts: Facts, login: Mapping[str, str]) -> None:

@@ -1,0 +1,376 @@
+"""Site files out of what a cluster's commands print. The sets of captures are synthetic."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from captures import capture
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.describe.gpus import GpuName, read_gpu_name
+from launcher.describe.site import Described, describe
+from launcher.discover import Captured, captured
+from launcher.spec.rules import read_site
+from launcher.spec.site import SiteSpec
+from launcher.spec.source import parse
+from launcher.units import parse_bytes, parse_duration
+
+ROOT = Path(__file__).resolve().parents[2]
+SETS = sorted((ROOT / "tests/fixtures/sites").glob("*/"))
+# Where the set's partitions are called otherwise than the keys of the shipped file.
+KEYS = {
+    "tamia": {"gpubase_bynode_b1-h100": "h100", "gpubase_bynode_b1-h200": "h200"},
+    "perlmutter": {"gpu_ss11-hbm40g": "gpu", "gpu_ss11-hbm80g": "gpu-hbm80g"},
+}
+# Places that no output tells: what people ask for instead of Slurm's names; sizes on a data sheet.
+UNTOLD = {"nodes", "select", "memory", "gpus.request", "fabric.env", "limits.min_time"}
+# Said by outputs, while the shipped file does not state the same: rails for nics, default units.
+BESIDE = {"fabric.nics", "fabric.rails"}
+
+
+def found(captures: Captured, **more: Any) -> tuple[Described, SiteSpec]:
+    described = describe(captures.login, captures.nodes, **more)
+    return described, read_site(parse("found.yaml", described.text))
+
+
+def of_set(name: str) -> Captured:
+    return captured(ROOT / "tests/fixtures/sites" / name)
+
+
+def changed(captures: Captured, name: str, old: str, new: str) -> Captured:
+    assert old in captures.login[name]
+    return Captured(
+        {**captures.login, name: captures.login[name].replace(old, new)}, captures.nodes
+    )
+
+
+def leaves(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{at}.{key}" if at else key)
+    else:
+        yield at, tree
+
+
+def asked(request: str | None) -> tuple[str, str] | None:
+    """Scope and type that an option asks GPUs for; --gres and --gpus-per-node mean the same."""
+    if request is None:
+        return None
+    option, _, value = request.partition("=")
+    words = value.removeprefix("gpu:").split(":")
+    scope = "node" if option in ("--gres", "--gpus-per-node") else option
+    return scope, words[0] if len(words) > 1 else ""
+
+
+# --- the clusters whose files are written by hand
+
+
+@pytest.mark.parametrize("name", [path.name for path in SETS])
+def test_what_is_discovered_is_what_the_file_written_by_hand_says(name: str) -> None:
+    described, _ = found(of_set(name))
+    site = yaml.safe_load(described.text)
+    shipped = yaml.safe_load((ROOT / f"site_configs/{name}.yaml").read_text())
+    compared: set[str] = set()
+    for key, partition in site["partitions"].items():
+        own = shipped["partitions"].get(KEYS.get(name, {}).get(key, key), {})
+        theirs = dict(leaves(own))
+        for place, value in leaves(partition):
+            wanted = theirs.get(place)
+            if wanted is None or place.split(".")[0] in UNTOLD or place in UNTOLD | BESIDE:
+                continue
+            if place == "gpus.memory":  # GB of a data sheet may be GiB
+                assert parse_bytes(value) == pytest.approx(parse_bytes(wanted), rel=0.08), key
+            elif place.endswith("time_limit"):
+                assert parse_duration(value) == parse_duration(wanted), f"{key}.{place}"
+            else:
+                assert value == wanted, f"{key}.{place}"
+            compared.add(place)
+    assert {"gpus.per_node", "gpus.model", "cpus.count"} <= compared
+
+
+@pytest.mark.parametrize("name", [path.name for path in SETS])
+def test_gpus_are_asked_for_in_the_way_of_the_file_written_by_hand(name: str) -> None:
+    described, _ = found(of_set(name))
+    site = yaml.safe_load(described.text)
+    shipped = yaml.safe_load((ROOT / f"site_configs/{name}.yaml").read_text())
+    for key, partition in site["partitions"].items():
+        theirs = shipped["partitions"].get(KEYS.get(name, {}).get(key, key))
+        if theirs is None or "gpus" not in partition:
+            continue
+        ours, own = (asked(p["gpus"].get("request")) for p in (partition, theirs))
+        assert (ours is None) == (own is None), key
+        # A type that the nodes have is as right as none.
+        if ours and own and own[1] and ours[1]:
+            assert ours == own
+
+
+def test_a_node_with_a_port_for_each_gpu_has_its_rails_from_the_probe() -> None:
+    _, site = found(of_set("juwels-booster"))
+    fabric = site.partitions["booster"].fabric
+    assert fabric is not None
+    assert (fabric.type, fabric.rate) == ("infiniband", 200)
+    rails = [(rail.hca, rail.gpus) for rail in fabric.rails]
+    assert rails == [("mlx5_0:1", [1]), ("mlx5_1:1", [0]), ("mlx5_2:1", [3]), ("mlx5_3:1", [2])]
+
+
+def test_two_types_of_gpu_make_two_partitions_of_one() -> None:
+    _, site = found(of_set("tamia"))
+    kinds = {key: (p.gpus.model, p.gpus.per_node) for key, p in site.partitions.items() if p.gpus}
+    assert kinds == {"gpubase_bynode_b1-h100": ("h100", 4), "gpubase_bynode_b1-h200": ("h200", 8)}
+    first = site.partitions["gpubase_bynode_b1-h100"]
+    assert first.select.partition == "gpubase_bynode_b1"
+    assert (first.nodes, first.limits.jobs_queued) == (3, 1000)  # one of four is down
+    assert first.memory == 511500 * 2**20  # the least of them
+
+
+def test_nodes_of_one_type_are_told_apart_by_a_feature() -> None:
+    _, site = found(of_set("perlmutter"))
+    wanted = {"gpu_ss11-hbm40g": "hbm40g", "gpu_ss11-hbm80g": "hbm80g"}
+    assert {key: p.select.constraint for key, p in site.partitions.items()} == wanted
+    # The probe was on a node of 40 GB: it does not speak for the others.
+    memory = {key: p.gpus.memory for key, p in site.partitions.items() if p.gpus}
+    assert memory == {"gpu_ss11-hbm40g": 40 * 10**9, "gpu_ss11-hbm80g": None}
+
+
+def test_parts_of_gpus_and_partitions_for_others_are_left_out_and_told() -> None:
+    described, site = found(of_set("roihu"))
+    assert list(site.partitions) == ["gputest", "gpumedium", "gpularge"]
+    assert any("gpuinteractive" in note and "MIG" in note for note in described.notes)
+    described, site = found(of_set("delta"))
+    assert "admin" not in site.partitions
+    assert "partition 'admin' is left out: it is for other accounts" in described.notes
+
+
+def test_partitions_without_gpus_are_there_when_asked_for() -> None:
+    assert "cpu" not in found(of_set("delta"))[1].partitions
+    assert found(of_set("delta"), with_cpus=True)[1].partitions["cpu"].gpus is None
+
+
+def test_gpus_that_slurm_does_not_know_are_those_of_the_probe() -> None:
+    alone = Captured(of_set("vista").login)
+    assert all(partition.gpus is None for partition in found(alone)[1].partitions.values())
+    gpus = found(of_set("vista"))[1].partitions["gh"].gpus
+    assert gpus is not None
+    assert (gpus.model, gpus.per_node, gpus.request, gpus.unit) == ("gh200", 1, None, "node")
+    assert gpus.memory == 97871 * 2**20  # the 120GB of its name are the CPU's
+
+
+# --- sources that disagree, lack, or are something else
+
+
+def test_of_two_sources_that_disagree_neither_is_believed() -> None:
+    captures = changed(of_set("tamia"), "sinfo.txt", "gpu:h200:8(S:0-1)", "gpu:h200:4(S:0-1)")
+    described, site = found(captures)
+    assert site.partitions["gpubase_bynode_b1-h200"].gpus is None
+    claims = "Gres of scontrol show node and CfgTRES of scontrol show node says 8; sinfo says 4"
+    place = "partitions.gpubase_bynode_b1-h200.gpus.per_node"
+    assert (place, f"{claims}: which is right?") in described.questions
+    limits = changed(of_set("tamia"), "sinfo.txt", "2|1-00:00:00|64", "2|2-00:00:00|64")
+    assert found(limits)[1].partitions["gpubase_bynode_b1-h200"].time_limit is None
+
+
+def test_a_probe_that_saw_only_some_gpus_says_nothing_of_them() -> None:
+    whole = of_set("tamia")
+    node = dict(whole.nodes[0])
+    node["nvidia-smi.csv"] = "NVIDIA H100 80GB HBM3, 81559 MiB, Disabled\n"
+    described, site = found(Captured(whole.login, (node,)))
+    gpus = site.partitions["gpubase_bynode_b1-h100"].gpus
+    assert gpus is not None
+    assert (gpus.per_node, gpus.topology, gpus.memory) == (4, None, None)
+    assert "gpubase_bynode_b1-h100: 1 of 4 GPUs were seen on tg10102" in described.notes
+
+
+def test_more_gpus_than_slurm_counts_are_a_contradiction() -> None:
+    whole = of_set("tamia")
+    node = {**whole.nodes[0], "nvidia-smi.csv": "NVIDIA H100 80GB HBM3, 81559 MiB, Disabled\n" * 8}
+    _, site = found(Captured(whole.login, (node,)))
+    assert site.partitions["gpubase_bynode_b1-h100"].gpus is None
+
+
+def test_nodes_with_four_and_eight_gpus_that_nothing_tells_apart_are_left_out() -> None:
+    captures = changed(of_set("tamia"), "scontrol-node.txt", "gpu:h200:8", "gpu:h100:8")
+    captures = changed(captures, "scontrol-node.txt", "icelake,h200", "icelake,h100")
+    described, site = found(Captured({**captures.login, "sinfo.txt": ""}, captures.nodes))
+    assert all(partition.gpus is None for partition in site.partitions.values())
+    assert sum("cannot be told from others" in note for note in described.notes) == 2
+
+
+def test_a_type_that_names_no_gpu_leaves_the_gpus_to_the_probe() -> None:
+    captures = Captured(of_set("juwels-booster").login)
+    described, site = found(captures)
+    assert site.partitions["booster"].gpus is None
+    told = {key: q for keys, q in described.questions for key in keys.split(", ")}
+    assert "--probe booster" in told["partitions.booster.gpus.model"]
+    assert told["partitions.booster.gpus.request"].startswith("--gres=gpu:{n}, says Gres of ")
+
+
+def test_cpus_that_slurm_keeps_for_itself_and_memory_are_not_for_jobs() -> None:
+    captures = changed(of_set("roihu"), "scontrol-node.txt", "CPUEfctv=288", "CPUEfctv=280")
+    captures = changed(
+        captures, "scontrol-node.txt", "Weight=1 Owner", "Weight=1 MemSpecLimit=10000 Owner"
+    )
+    cpus = found(captures)[1].partitions["gpularge"].cpus
+    assert cpus is not None
+    assert (cpus.count, cpus.threads_per_core) == (280, 1)
+    captures = changed(
+        of_set("roihu"),
+        "scontrol-node.txt",
+        "   State=IDLE",
+        "   MemSpecLimit=10000\n   State=IDLE",
+    )
+    assert found(captures)[1].partitions["gpularge"].memory == (880000 - 10000) * 2**20
+
+
+def test_cores_that_slurm_counts_have_no_threads() -> None:
+    captures = changed(of_set("juwels-booster"), "scontrol-node.txt", "CPUTot=96", "CPUTot=48")
+    captures = changed(captures, "scontrol-node.txt", "CPUEfctv=96", "CPUEfctv=48")
+    cpus = found(captures)[1].partitions["booster"].cpus
+    assert cpus is not None
+    assert (cpus.count, cpus.threads_per_core) == (48, 1)
+
+
+def test_sinfo_stands_in_for_nodes_that_scontrol_does_not_show() -> None:
+    login = of_set("tamia").login
+    _, site = found(Captured({"sinfo.txt": login["sinfo.txt"]}))
+    h200 = site.partitions["gpubase_bynode_b1-h200"]
+    assert h200.gpus is not None
+    assert (h200.gpus.per_node, h200.time_limit, h200.nodes) == (8, 86400, 2)
+    assert h200.cpus is not None
+    assert (h200.cpus.count, h200.cpus.arch) == (64, None)
+
+
+def test_a_cluster_that_tells_nothing_has_a_file_all_the_same() -> None:
+    described, site = found(Captured({"scontrol-config.txt": "slurm_load_ctl_conf error\n"}))
+    assert list(site.partitions) == ["default"]
+    assert any("scontrol-config.txt was not read" in note for note in described.notes)
+
+
+def test_real_captures_are_described() -> None:
+    login = {
+        "scontrol-node.txt": capture("nodes_json_v0040_talapas_23.11.json"),
+        "scontrol-partition.txt": capture("partitions_json_v0040_talapas_23.11.json"),
+    }
+    _, site = found(Captured(login))
+    shapes = {
+        (p.gpus.model, p.gpus.per_node, p.gpus.memory) for p in site.partitions.values() if p.gpus
+    }
+    assert ("h100", 8, 80 * 10**9) in shapes
+    assert ("a100", 3, 80 * 10**9) in shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("h100", GpuName("h100", None, "nvlink4")),
+        ("nvidia_h100_80gb_hbm3", GpuName("h100", 80 * 10**9, "nvlink4")),
+        ("NVIDIA A100-SXM4-40GB", GpuName("a100", 40 * 10**9, "nvlink3")),
+        ("nvidia_gh200_480gb", GpuName("gh200", None, "nvlink4")),
+        ("NVIDIA GH200 120GB", GpuName("gh200", None, "nvlink4")),
+        ("tesla_v100-sxm2-32gb", GpuName("v100", 32 * 10**9, "nvlink2")),
+        ("h100_999gb", GpuName("h100", None, "nvlink4")),
+        ("nvidia_l40s", GpuName("l40s", None, None)),
+        ("tesla", None),
+        ("v100l", None),
+        ("a100_or_h100", None),
+        ("", None),
+    ],
+)
+def test_names_of_gpus(name: str, wanted: GpuName | None) -> None:
+    assert read_gpu_name(name) == wanted
+
+
+@pytest.mark.parametrize(
+    ("default", "listed", "wanted"),
+    [
+        ("pmix", "pmix", "pmix"),
+        ("none", "pmix", "pmix"),
+        ("pmi2", "pmi2\n\tpmix", "pmix"),
+        ("pmi2", "pmi2", "pmi2"),
+        ("cray_shasta", "cray_shasta\n\tpmix", "cray_shasta"),
+        ("pspmix", "pspmix", None),
+        ("pmix", "pmi2", None),
+    ],
+)
+def test_mpi_is_pmix_where_it_is_there(default: str, listed: str, wanted: str | None) -> None:
+    login = {
+        "scontrol-config.txt": f"ClusterName = c\nMpiDefault = {default}\n",
+        "srun-mpi-list.txt": f"MPI plugin types are...\n\tnone\n\t{listed}\n",
+    }
+    assert found(Captured(login))[1].launch.mpi == wanted
+
+
+def test_what_may_not_requeue_is_asked_for() -> None:
+    described, site = found(of_set("delta"))
+    assert site.scheduler.restart == "none"
+    assert any("scheduler.restart" in keys for keys, _ in described.questions)
+
+
+# --- whatever is printed
+
+
+HOSTILE = [
+    "a\x1b[31mb",
+    "x: y #z",
+    "{n}",
+    "'\"",
+    "*&!|>%@`",
+    "\x00\x85 ",
+    "none",
+    "true",
+    "0x1F",
+    "e\u202e9",
+    "🦀",
+]
+
+
+@given(st.data())
+def test_a_discovered_file_always_passes_the_check(data: st.DataObject) -> None:
+    whole = of_set(data.draw(st.sampled_from([path.name for path in SETS])))
+    rng = random.Random(data.draw(st.integers(0, 2**32)))
+
+    def broken(files: Mapping[str, str]) -> dict[str, str]:
+        return {name: _broken(text, rng) for name, text in files.items() if rng.random() > 0.1}
+
+    described, site = found(Captured(broken(whole.login), tuple(map(broken, whole.nodes))))
+    assert site.name == described.name
+    assert all(line.isprintable() for line in described.text.splitlines())
+
+
+def _broken(text: str, rng: random.Random) -> str:
+    lines = text.splitlines(keepends=True)
+    for _ in range(rng.choice([0, 0, 1, 3, 10])):
+        at = rng.randrange(len(lines)) if lines else 0
+        kind = rng.randrange(5)
+        if not lines or kind == 0:
+            return text[: rng.randrange(len(text) + 1)]
+        words = re.findall(r"[A-Za-z0-9_.]+|[^A-Za-z0-9_.]+", lines[at]) or [""]
+        if kind == 1:
+            del lines[at]
+        elif kind == 2:
+            lines.insert(at, lines[rng.randrange(len(lines))])
+        else:
+            new = rng.choice([*HOSTILE, str(rng.randrange(10**6)), "0", "UNLIMITED"])
+            words[rng.randrange(len(words))] = new
+            lines[at] = "".join(words)
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_that_yaml_or_a_terminal_would_take_for_something_else_are_quoted(name: str) -> None:
+    login = {
+        **of_set("tamia").login,
+        "scontrol-config.txt": f"ClusterName = {name}\nGresTypes = gpu\n",
+        "scontrol-partition.txt": f"PartitionName={name}\n   AllowQos={name}\n   Nodes=tg10101\n",
+    }
+    described, site = found(Captured(login))
+    assert all(line.isprintable() for line in described.text.splitlines())
+    # Escapes that colour a terminal are taken off before anything is read.
+    plain = name.replace("\x1b[31m", "").strip()
+    assert site.detect.cluster_name == (plain if plain.isprintable() and plain != "none" else None)

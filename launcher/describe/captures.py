@@ -34,7 +34,7 @@ LOGIN: Mapping[str, tuple[str, ...]] = {
     "sacctmgr-qos.txt": ("sacctmgr", "-P", "show", "qos", f"format={_QOS}"),
     "sacctmgr-assoc.txt": (
         *("sacctmgr", "-P", "show", "assoc", "user={user}"),
-        "format=Account,User,Partition,QOS,DefaultQOS,MaxJobs,MaxSubmit,MaxWall,MaxTRES",
+        "format=Cluster,Account,User,Partition,QOS,DefaultQOS,MaxJobs,MaxSubmit,MaxWall,MaxTRES",
     ),
     "srun-mpi-list.txt": ("srun", "--mpi=list"),
     "srun-help.txt": ("srun", "--help"),
@@ -80,18 +80,31 @@ def read_slurm(facts: Facts, captures: Mapping[str, str]) -> Slurm:
     partitions = facts.read(captures, "scontrol-partition.txt", _partitions) or ()
     groups = facts.read(captures, "sinfo.txt", read_sinfo) or ()
     qos = facts.read(captures, "sacctmgr-qos.txt", read_qos)
+    config = facts.read(captures, "scontrol-config.txt", read_settings)
+    associations = facts.read(captures, "sacctmgr-assoc.txt", read_associations)
     return Slurm(
-        config=facts.read(captures, "scontrol-config.txt", read_settings),
+        config=config,
         nodes=tuple({node.name: node for node in nodes or _nodes_of(groups)}.values()),
         partitions=tuple({p.name: p for p in partitions or _partitions_of(groups)}.values()),
         groups=groups,
         qos={one.name: one for one in qos} if qos else None,
-        associations=facts.read(captures, "sacctmgr-assoc.txt", read_associations),
+        associations=associations and _here(associations, config),
         mpi=facts.read(captures, "srun-mpi-list.txt", read_mpi_list),
         topology=facts.read(captures, "scontrol-topology.txt", read_topology),
         of_nodes="scontrol show node" if nodes else "sinfo",
         of_partitions="scontrol show partition" if partitions else "sinfo",
     )
+
+
+def _here(
+    associations: tuple[Association, ...], config: Config | None
+) -> tuple[Association, ...] | None:
+    """Those of this cluster: one database may serve several."""
+    clusters = {one.cluster for one in associations} - {None}
+    own = (config.cluster or "").lower() if config else ""
+    if len(clusters) > 1 and not own:
+        return None
+    return tuple(one for one in associations if not own or (one.cluster or own).lower() == own)
 
 
 def read_pairs(text: str) -> dict[str, str]:

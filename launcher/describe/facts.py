@@ -102,7 +102,14 @@ class Facts:
         for place, question in self.questions.items():
             if not any(other[: len(place)] == place for other in known):
                 questions.setdefault(place, question)
-        return Facts(known, questions, self.notes)
+        return Facts(known, questions, self.notes, self._disputed)
+
+    def forget(self, section: Place) -> None:
+        """Take a section out; what its sources disagree about is still asked."""
+        for places in (self.known, self.questions):
+            for place in [one for one in places if one[: len(section)] == section]:
+                if places is self.known or place not in self._disputed:
+                    del places[place]
 
     def asked(self) -> list[tuple[str, str]]:
         """Each question once, behind all that it is about."""

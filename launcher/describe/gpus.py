@@ -64,6 +64,8 @@ _SIZE = re.compile(r"([0-9]{1,3})gb?")
 def read_gpu_name(name: str) -> GpuName | None:
     """A GRES type or NVIDIA's own name; None where no one model is in it.
 
+    A size that the model is not made with is a part of a GPU, or another model.
+
     >>> read_gpu_name("nvidia_h100_80gb_hbm3")
     GpuName(model='h100', memory_bytes=80000000000, nvlink='nvlink4')
     >>> read_gpu_name("NVIDIA GH200 480GB").memory_bytes
@@ -75,7 +77,9 @@ def read_gpu_name(name: str) -> GpuName | None:
         return None
     sizes, nvlink = _MODELS[models[0]]
     told = {int(match[1]) for word in words if (match := _SIZE.fullmatch(word))}
-    size = next(iter(told)) if len(told) == 1 and told <= set(sizes) else None
+    if sizes and not told <= set(sizes):
+        return None
+    size = next(iter(told)) if sizes and len(told) == 1 else None
     return GpuName(models[0], None if size is None else size * 10**9, nvlink)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from launcher.describe.gpus import hardware_words
+from launcher.describe.gpus import hardware_words, read_gpu_name
 from launcher.parsers.slurm_nodes import Node
 
 __all__ = ["Kind", "Nodes", "kinds_of"]
@@ -29,7 +29,8 @@ class Kind:
         A feature that these nodes have and no others of the partition; None where the type of
         GPU tells them apart, or nothing has to.
     alike
-        Whether features, too, say that the hardware is the same.
+        Whether one of the nodes speaks for the others: their CPUs are the same, and so are their
+        features where their type of GPU is not the name of a model.
     mixed
         Whether there are others with the same type of GPU that no request tells apart.
     """
@@ -38,7 +39,7 @@ class Kind:
     parts: bool
     nodes: tuple[Node, ...]
     constraint: str | None = None
-    alike: bool = True
+    alike: bool = False
     mixed: bool = False
 
     @property
@@ -57,7 +58,7 @@ def kinds_of(nodes: Sequence[Node]) -> list[Kind]:
     for node in nodes:
         if node.states.base != "FUTURE":
             found.setdefault((_gpus(node), hardware_words(node.features)), []).append(node)
-    kinds = [Kind(*_gpus(of[0]), nodes=tuple(of)) for of in found.values()]
+    kinds = [Kind(*_gpus(of[0]), nodes=tuple(of), alike=_alike(of)) for of in found.values()]
     marked = [replace(kind, constraint=_constraint(kind, kinds)) for kind in kinds]
     merged = [_merged(kind, marked) for kind in marked]
     once = [kind for index, kind in enumerate(merged) if kind not in merged[:index]]
@@ -73,6 +74,15 @@ def _gpus(node: Node) -> tuple[tuple[tuple[str | None, int], ...], bool]:
     return tuple(sorted(whole.items(), key=str)), any(one.mig for one in gpus)
 
 
+def _alike(nodes: Sequence[Node]) -> bool:
+    shapes = ("arch", "cpus", "sockets", "cores_per_socket", "threads_per_core")
+    told = [{getattr(node, name) for node in nodes} - {None} for name in shapes]
+    types = [one.type for one in nodes[0].gres if one.kind == "gpu"]
+    named = bool(types) and all(read_gpu_name(type_ or "") for type_ in types)
+    same = named or len({frozenset(node.features) for node in nodes}) == 1
+    return same and all(len(values) <= 1 for values in told)
+
+
 def _rivals(kind: Kind, kinds: Sequence[Kind]) -> list[Kind]:
     """Others that would be given to whom asks for this kind's type of GPU."""
     untyped = None in kind.types
@@ -80,7 +90,11 @@ def _rivals(kind: Kind, kinds: Sequence[Kind]) -> list[Kind]:
         other
         for other in kinds
         if other is not kind
-        and (other.types & kind.types or (untyped and other.gpus) or not (other.gpus or kind.gpus))
+        and (
+            other.types & kind.types
+            or (untyped and (other.gpus or other.parts))
+            or not (other.gpus or kind.gpus)
+        )
     ]
 
 
@@ -110,10 +124,13 @@ class Nodes:
     ----------
     partition
         Slurm's name for it.
+    alone
+        Whether the partition has no other kind.
     whole
         What says that its nodes are given as a whole; None where nothing does.
     """
 
     partition: str
     kind: Kind
+    alone: bool
     whole: str | None

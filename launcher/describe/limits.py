@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from launcher.describe.captures import Slurm
 from launcher.describe.facts import Facts, Place
@@ -18,12 +18,12 @@ _OF_QOS = "sacctmgr show qos"
 
 
 def limit_facts(
-    facts: Facts, at: Place, partition: Partition, slurm: Slurm, type_: str | None
+    facts: Facts, at: Place, partition: Partition, slurm: Slurm, types: Sequence[str | None]
 ) -> None:
     """Say time limit and limits of ``partition``, and of each QoS where they differ.
 
     The partition's own QoS binds every job in it, over the job's (resource_limits of Slurm's
-    documentation); ``type_`` is the GPU that typed limits may be for.
+    documentation); ``types`` are the GPUs, none or one, that limits may be for.
     """
     own = (slurm.qos or {}).get(partition.qos or "")
     if partition.qos and own is None:
@@ -32,7 +32,9 @@ def limit_facts(
     _least(bounds, "time_limit", [partition.time_limit_s])
     _least(bounds, "max_nodes", [partition.max_nodes])
     _most(bounds, "min_nodes", [partition.min_nodes])
-    of_qos = _bounds(own, type_) if own else {}
+    if own and _closed(own, types):
+        facts.notes.append(f"{at[1]}: its QoS {own.name} lets no job in now: {_OF_QOS}")
+    of_qos = _bounds(own, types) if own else {}
     joined = _joined(bounds, of_qos)
     for key, value in joined.items():
         place = (*at, key) if key == "time_limit" else (*at, "limits", key)
@@ -42,7 +44,7 @@ def limit_facts(
         if group.partition == partition.name and "time_limit" not in of_qos:
             limit_s = group.time_limit_s if _finite(group.time_limit_s) else None
             facts.say((*at, "time_limit"), limit_s and int(limit_s), "sinfo")
-    _each_qos(facts, (*at, "qos"), partition, slurm, joined, of_qos, type_)
+    _each_qos(facts, (*at, "qos"), partition, slurm, joined, of_qos, types)
 
 
 def _each_qos(
@@ -52,10 +54,10 @@ def _each_qos(
     slurm: Slurm,
     joined: Mapping[str, int],
     own: Mapping[str, int],
-    type_: str | None,
+    types: Sequence[str | None],
 ) -> None:
     """A QoS that is not named here is refused: either all that the user may choose, or none."""
-    names = _usable(partition, slurm)
+    names = _usable(partition, slurm, types)
     if partition.allow_qos is not None and names is not None and len(names) == 1:
         facts.say((*at[:-1], "select", "qos"), names[0], f"AllowQos of {slurm.of_partitions}")
     if names is None or slurm.qos is None or not set(names) <= set(slurm.qos):
@@ -63,30 +65,45 @@ def _each_qos(
     if not all(map(_NAME.fullmatch, names)):
         facts.notes.append(f"{partition.name}: names of QoS that no site file can hold: {names}")
         return
-    differing = {name: _differing(slurm.qos[name], joined, own, type_) for name in names}
-    if not any(differing.values()) and partition.allow_qos is None:
+    differing = {name: _differing(slurm.qos[name], joined, own, types) for name in names}
+    closed = any(_closed(one, types) for one in slurm.qos.values())
+    if not any(differing.values()) and partition.allow_qos is None and not closed:
         return
     for name, bounds in differing.items():
         facts.say((*at, name), {}, _OF_QOS)
         for key, value in bounds.items():
             facts.say((*at, name, key), value, _OF_QOS)
+    defaults = {one.default_qos for one in slurm.associations or ()}
+    if len(defaults) == 1 and (default := defaults.pop()) and differing.get(default):
+        facts.say((*at[:-1], "select", "qos"), default, "Def QOS of sacctmgr show assoc")
 
 
-def _usable(partition: Partition, slurm: Slurm) -> tuple[str, ...] | None:
+def _usable(
+    partition: Partition, slurm: Slurm, types: Sequence[str | None]
+) -> tuple[str, ...] | None:
     """What the user may choose there; None where that is not known, or anything."""
     of_user = {name for one in slurm.associations or () for name in one.qos}
     if partition.allow_qos is not None:
         names = [name for name in partition.allow_qos if not of_user or name in of_user]
     else:
         names = [name for name in sorted(of_user) if name not in partition.deny_qos]
-    return tuple(names) or None
+    known = slurm.qos or {}
+    open_ = (name for name in names if name not in known or not _closed(known[name], types))
+    return tuple(open_) or None
+
+
+def _closed(qos: Qos, types: Sequence[str | None]) -> bool:
+    """Whether one of its limits is none at all."""
+    most = (qos.max_tres, qos.max_tres_per_user, qos.group_tres)
+    counts = (count for tres in most for count in (tres.nodes, _gpus(tres, types)))
+    return 0 in (qos.jobs_per_user, qos.queued_per_user, *counts)
 
 
 def _differing(
-    qos: Qos, joined: Mapping[str, int], own: Mapping[str, int], type_: str | None
+    qos: Qos, joined: Mapping[str, int], own: Mapping[str, int], types: Sequence[str | None]
 ) -> dict[str, int]:
     """What ``qos`` changes, for a job of it."""
-    bounds = _bounds(qos, type_)
+    bounds = _bounds(qos, types)
     kept = {
         key: bound for key, bound in bounds.items() if "OverPartQOS" in qos.flags or key not in own
     }
@@ -101,24 +118,25 @@ def _differing(
     return {key: bound for key, bound in both.items() if joined.get(key) != bound}
 
 
-def _bounds(qos: Qos, type_: str | None) -> dict[str, int]:
+def _bounds(qos: Qos, types: Sequence[str | None]) -> dict[str, int]:
     found: dict[str, int] = {}
     most = (qos.max_tres, qos.max_tres_per_user, qos.group_tres)
     _least(found, "time_limit", [qos.time_limit_s])
     _least(found, "max_nodes", [tres.nodes for tres in most])
-    _least(found, "max_gpus", [_gpus(tres, type_) for tres in most])
+    _least(found, "max_gpus", [_gpus(tres, types) for tres in most])
     _most(found, "min_nodes", [qos.min_tres.nodes])
-    _most(found, "min_gpus", [_gpus(qos.min_tres, type_)])
+    _most(found, "min_gpus", [_gpus(qos.min_tres, types)])
     _least(found, "jobs_running", [qos.jobs_per_user])
     _least(found, "jobs_queued", [qos.queued_per_user])
     return found
 
 
-def _gpus(tres: Tres, type_: str | None) -> int | None:
+def _gpus(tres: Tres, types: Sequence[str | None]) -> int | None:
     """Limits of other types do not count for GPUs of this one."""
-    plain = read_count(tres.entries.get("gres/gpu"))
-    own = tres.gpu_types.get(type_) if type_ else None
-    return min((count for count in (plain, own) if count is not None), default=None)
+    counts = [tres.gpu_types.get(type_) for type_ in types if type_]
+    if types:
+        counts.append(read_count(tres.entries.get("gres/gpu")))
+    return min((count for count in counts if count is not None), default=None)
 
 
 def _joined(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:

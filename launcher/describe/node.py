@@ -45,23 +45,26 @@ def node_facts(facts: Facts, captures: Mapping[str, str], partitions: Mapping[st
     gpus = facts.read(captures, "nvidia-smi.csv", _read_gpus)
     for key, nodes in partitions.items():
         kind = nodes.kind
-        here = host in {node.name for node in kind.nodes}
-        if not here and (host or nodes.partition != told.get("partition")):
+        if host not in {node.name for node in kind.nodes}:
             continue
+        at = ("partitions", key)
+        if gpus and gpus.parts and kind.gpus:
+            parts = f"{len(gpus.names)} GPUs, some of them in parts (MIG)"
+            facts.say((*at, "gpus", "per_node"), parts, f"nvidia-smi {where}")
         if not kind.alike:
             facts.notes.append(f"{key}: its nodes differ, so that {host} does not speak for all")
             continue
-        at = ("partitions", key)
         _cpu_facts(facts, (*at, "cpus"), captures, where)
         ibstat = facts.read(captures, "ibstat.txt", read_ibstat)
         _fabric_type(facts, (*at, "fabric"), ibstat, told, where)
-        if gpus and not gpus.parts:
+        if gpus and not gpus.parts and (kind.gpus or nodes.whole):
             _gpu_facts(facts, at, gpus, captures, ibstat, where)
             if nodes.whole:
                 facts.say((*at, "gpus", "unit"), "node", nodes.whole)
-        elif gpus:
-            facts.notes.append(f"{key}: GPUs {where} are cut in parts (MIG)")
-        elif kind.gpus:
+        elif gpus and not kind.gpus:
+            why = "which Slurm gives to nobody by itself: which option asks for a whole node?"
+            facts.notes.append(f"{key}: {len(gpus.names)} GPUs {where}, {why}")
+        elif not gpus and kind.gpus:
             facts.notes.append(f"{key}: nvidia-smi told of no GPU {where}")
 
 
@@ -113,6 +116,7 @@ def _gpu_facts(
         return
     netdevs = facts.read(captures, "ibdev2netdev.txt", read_ibdev2netdev)
     node = node_topology(topo, ibstat, netdevs)
+    _near_cpus(facts, (*place, "cpus"), node, captures, where)
     _links(facts, place, node, named, where)
     if facts.value((*at, "fabric", "type")) == "infiniband":
         _rails(facts, (*at, "fabric"), node, where)
@@ -129,11 +133,24 @@ def _memory(facts: Facts, at: Place, gpus: _Gpus, named: GpuName, source: str) -
         facts.say(at, total, source)
 
 
+def _near_cpus(
+    facts: Facts, at: Place, node: NodeTopology, captures: Mapping[str, str], where: str
+) -> None:
+    """Say them where they are whole NUMA nodes: a job may have seen only its own CPUs."""
+    lscpu = facts.read(captures, "lscpu.txt", read_lscpu)
+    numa = lscpu.numa.values() if lscpu else ()
+    whole = all(
+        cpus == frozenset().union(*(of for of in numa if of & cpus)) for cpus in node.cpus.values()
+    )
+    if whole and len(node.cpus) == len(node.gpus):
+        cpus = [write_ranges(node.cpus[gpu]) for gpu in node.gpus]
+        facts.say(at, cpus, f"nvidia-smi topo -m and lscpu {where}")
+    elif node.cpus and not whole:
+        facts.ask(at, f"nvidia-smi topo -m {where} shows CPUs that are no whole NUMA nodes")
+
+
 def _links(facts: Facts, at: Place, node: NodeTopology, named: GpuName | None, where: str) -> None:
     source = f"nvidia-smi topo -m {where}"
-    if len(node.cpus) == len(node.gpus):
-        cpus = [write_ranges(node.cpus[gpu]) for gpu in node.gpus]
-        facts.say((*at, "cpus"), cpus, source)
     if node.nvlink is None or len(node.gpus) == 1:
         return
     topology = node.nvlink.topology
@@ -164,10 +181,12 @@ def _fabric_type(
         facts.say((*at, "type"), "omnipath", f"ibstat {where}")
     elif any(port.infiniband for port in ports):
         facts.say((*at, "type"), "infiniband", f"ibstat {where}")
-    elif told.get("rdma") == "none" or (ports and all(p.infiniband is False for p in ports)):
-        up = any(p.link_layer == "Ethernet" and p.state == "Active" for p in ports)
-        if told.get("rdma") == "none" or up:
-            facts.say((*at, "type"), "ethernet", f"no other network device {where}")
+    elif not told.get("hsn") and (
+        all(port.link_layer == "Ethernet" for port in ports)
+        if ports
+        else told.get("rdma") == "none"
+    ):
+        facts.say((*at, "type"), "ethernet", f"no other network device {where}")
     else:
         facts.ask((*at, "type"), f"neither ibstat nor a Slingshot device {where}")
 
@@ -189,6 +208,8 @@ def _rails(facts: Facts, at: Place, node: NodeTopology, where: str) -> None:
     if not node.rails:
         facts.ask((*at, "rails"), node.unknown.get("rails", f"ibstat has none {where}"))
         return
+    if down := [port for port, told in node.left_out.items() if told.startswith("InfiniBand")]:
+        facts.notes.append(f"{at[1]}: no rails, as they are down {where}: {', '.join(down)}")
     if why := node.unknown.get("gpus"):
         facts.notes.append(f"{at[1]}: rails {where}: {why}")
     rails = [{"hca": rail.port, "gpus": list(rail.gpus)} for rail in node.rails]

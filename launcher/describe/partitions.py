@@ -22,6 +22,8 @@ __all__ = ["partition_facts"]
 
 T = TypeVar("T")
 _TYPE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+# Slurm takes a node whose memory nobody stated for one of 1 MiB (slurm.conf(5), RealMemory).
+_LEAST_MEMORY = 1 << 30
 _PROBE = "a node of it: hpc-llm site discover --probe"
 
 
@@ -48,7 +50,8 @@ def partition_facts(facts: Facts, slurm: Slurm, *, with_cpus: bool) -> dict[str,
         ]
         for kind in chosen:
             key = _key(part, kind, alone=len(chosen) == 1, taken=found)
-            found[key] = Nodes(part.name, kind, _whole(part, slurm))
+            alone = len(kinds[part.name]) == 1
+            found[key] = Nodes(part.name, kind, alone, _whole(part, slurm))
             _kind_facts(facts, ("partitions", key), part, kind, slurm)
     return found
 
@@ -60,8 +63,15 @@ def _open(facts: Facts, part: Partition, slurm: Slurm) -> bool:
         why = "its name cannot be asked for in a site file"
     elif part.up is False:
         why = "it is closed"
+    elif part.root_only:
+        why = "only root may submit to it"
     elif accounts and part.allow_accounts is not None and not accounts & {*part.allow_accounts}:
         why = "it is for other accounts"
+    elif accounts and accounts <= {*part.deny_accounts}:
+        why = "it denies your accounts"
+    if part.allow_groups is not None:
+        groups = ", ".join(part.allow_groups)
+        facts.notes.append(f"partition {part.name!r} is only for the groups {groups}")
     if why:
         facts.notes.append(f"partition {part.name!r} is left out: {why}")
     return why is None
@@ -115,27 +125,30 @@ def _kind_facts(facts: Facts, at: Place, part: Partition, kind: Kind, slurm: Slu
     facts.say(
         (*at, "select", "constraint"), kind.constraint, f"AvailableFeatures of {slurm.of_nodes}"
     )
-    _cpu_facts(facts, at, kind, slurm)
-    memories = [
-        node.memory_bytes - (node.memory_reserved_bytes or 0) for node in nodes if node.memory_bytes
-    ]
-    if memories and len(memories) == len(nodes):
+    _cpu_facts(facts, at, part, kind, slurm)
+    memories = [(node.memory_bytes or 0) - (node.memory_reserved_bytes or 0) for node in nodes]
+    facts.ask((*at, "memory"), "not told of all its nodes: free -g on one")
+    if min(memories) >= _LEAST_MEMORY:
         most = int(min([*memories, part.memory_per_node_bytes or math.inf]))
         least = "" if len(set(memories)) == 1 else ", the least of its nodes"
         facts.say((*at, "memory"), most, slurm.of_nodes + least)
-    type_, count = kind.gpus[0] if kind.gpus else (None, 0)
-    if count:
+    if kind.gpus:
         _gpu_facts(facts, (*at, "gpus"), part, kind, slurm)
         facts.ask((*at, "fabric"), f"{_PROBE} {at[1]}")
-    limit_facts(facts, at, part, slurm, type_)
+    limit_facts(facts, at, part, slurm, [type_ for type_, _ in kind.gpus])
     _topology_facts(facts, (*at, "topology"), nodes, slurm)
 
 
-def _cpu_facts(facts: Facts, at: Place, kind: Kind, slurm: Slurm) -> None:
+def _cpu_facts(facts: Facts, at: Place, part: Partition, kind: Kind, slurm: Slurm) -> None:
     nodes, source = kind.nodes, slurm.of_nodes
     count = _one(node.cpus_for_jobs or node.cpus for node in nodes)
-    if count:
-        facts.say((*at, "cpus", "count"), count, source)
+    most = part.max_cpus_per_node or math.inf
+    if part.max_cpus_per_socket and math.isfinite(part.max_cpus_per_socket):
+        sockets = _one(node.sockets for node in nodes)
+        most = min(most, part.max_cpus_per_socket * sockets) if sockets else 0
+    if count and most:
+        least = f"{slurm.of_partitions}: the most of a node" if most < count else source
+        facts.say((*at, "cpus", "count"), int(min(count, most)), least)
     arch = _one(node.arch for node in nodes)
     if arch in ("x86_64", "aarch64"):
         facts.say((*at, "cpus", "arch"), arch, source)

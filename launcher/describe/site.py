@@ -73,9 +73,7 @@ def describe(
     of = sorted({nodes.partition for nodes in partitions.values()})
     keys = {one: [k for k, nodes in partitions.items() if nodes.partition == one] for one in of}
     for several in keys.values():
-        several[:] = [
-            k for k in several if len(several) == 1 or _told_apart(found, k, partitions[k])
-        ]
+        several[:] = [k for k in several if _told_apart(found, k, partitions[k])]
     cluster = slurm.config.cluster if slurm.config else None
     called = (
         name or re.sub(r"[^A-Za-z0-9_.-]", "-", cluster or "").lstrip("-_.")[:63] or "discovered"
@@ -92,11 +90,10 @@ def describe(
 def _told_apart(found: Facts, key: str, nodes: Nodes) -> bool:
     """Whether a job can ask for this kind of a partition's nodes; if not, it is taken out."""
     at = ("partitions", key)
-    by_gpus = bool(nodes.kind.gpus) and (*at, "gpus", "request") not in found.known
-    if nodes.kind.constraint is not None or not by_gpus:
+    asked = not nodes.kind.gpus or (*at, "gpus", "request") in found.known
+    if nodes.alone or nodes.kind.constraint is not None or asked:
         return True
-    for place in [place for place in found.known if place[:2] == at]:
-        del found.known[place]
+    found.forget(at)
     found.notes.append(f"{key} is left out: without its GPUs nothing asks for those nodes")
     return False
 

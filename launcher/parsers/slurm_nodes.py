@@ -89,7 +89,9 @@ class NodeGroup:
     ----------
     nodes
         List of names as text.
-    cpus, memory_bytes
+    cpus
+        Of each node; None where that differs.
+    memory_bytes
         Of each node, or of the smallest of them.
     """
 
@@ -207,13 +209,14 @@ def _group_from_json(record: Mapping[str, Any]) -> NodeGroup:
     memory = json_whole(dig(record, "memory", "minimum"))
     names = json_words(dig(record, "nodes", "nodes"))
     flags = dig(record, "partition", "flags")
+    cpus = [json_whole(dig(record, "cpus", most)) for most in ("minimum", "maximum")]
     return NodeGroup(
         partition=json_text(dig(record, "partition", "name")),
         default="DEFAULT" in json_words(flags),
         states=read_node_states(*json_words(dig(record, "node", "state"))),
         count=json_whole(dig(record, "nodes", "total")),
         nodes=",".join(names) or None,
-        cpus=json_whole(dig(record, "cpus", "minimum")),
+        cpus=cpus[0] if cpus[1] in (None, cpus[0]) else None,
         memory_bytes=None if memory is None else memory * _MIB,
         gres=read_gres(json_text(dig(record, "gres", "total")) or ""),
         features=json_words(dig(record, "features", "total")),
@@ -230,7 +233,7 @@ def _group_from_row(row: Mapping[str, str]) -> NodeGroup:
         states=read_node_states(row.get("STATE", "")),
         count=read_count(row.get("NODES")),
         nodes=json_text(row.get("NODELIST")),
-        cpus=read_count(row.get("CPUS")),
+        cpus=None if row.get("CPUS", "").endswith("+") else read_count(row.get("CPUS")),
         memory_bytes=None if memory is None else memory * _MIB,
         gres=read_gres(row.get("GRES", "")),
         features=json_words(row.get("AVAIL_FEATURES")),

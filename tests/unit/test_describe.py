@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from launcher.describe.gpus import GpuName, read_gpu_name
 from launcher.describe.site import Described, describe
 from launcher.discover import Captured, captured
+from launcher.parsers.slurm_values import read_gres
 from launcher.spec.rules import read_site
 from launcher.spec.site import SiteSpec
 from launcher.spec.source import parse
@@ -168,10 +169,13 @@ def test_gpus_that_slurm_does_not_know_are_those_of_the_probe() -> None:
 def test_of_two_sources_that_disagree_neither_is_believed() -> None:
     captures = changed(of_set("tamia"), "sinfo.txt", "gpu:h200:8(S:0-1)", "gpu:h200:4(S:0-1)")
     described, site = found(captures)
-    assert site.partitions["gpubase_bynode_b1-h200"].gpus is None
+    # Without its GPUs nothing asks for that kind of the partition's nodes.
+    assert list(site.partitions) == ["gpubase_bynode_b1-h100"]
     claims = "Gres of scontrol show node and CfgTRES of scontrol show node says 8; sinfo says 4"
-    place = "partitions.gpubase_bynode_b1-h200.gpus.per_node"
-    assert (place, f"{claims}: which is right?") in described.questions
+    key = "gpubase_bynode_b1-h200"
+    asked_of = [(place, question) for place, question in described.questions if key in place]
+    assert asked_of == [(f"partitions.{key}.gpus.per_node", f"{claims}: which is right?")]
+    assert f"{key} is left out: without its GPUs nothing asks for those nodes" in described.notes
     limits = changed(of_set("tamia"), "sinfo.txt", "2|1-00:00:00|64", "2|2-00:00:00|64")
     assert found(limits)[1].partitions["gpubase_bynode_b1-h200"].time_limit is None
 
@@ -191,7 +195,182 @@ def test_more_gpus_than_slurm_counts_are_a_contradiction() -> None:
     whole = of_set("tamia")
     node = {**whole.nodes[0], "nvidia-smi.csv": "NVIDIA H100 80GB HBM3, 81559 MiB, Disabled\n" * 8}
     _, site = found(Captured(whole.login, (node,)))
-    assert site.partitions["gpubase_bynode_b1-h100"].gpus is None
+    assert list(site.partitions) == ["gpubase_bynode_b1-h200"]
+    whole = of_set("juwels-booster")
+    node = {**whole.nodes[0], "nvidia-smi.csv": "NVIDIA A100-SXM4-40GB, 40960 MiB, Disabled\n" * 8}
+    _, site = found(Captured(whole.login, (node,)))
+    assert site.partitions["booster"].gpus is None
+
+
+def test_a_kind_of_node_that_its_partition_has_beside_others_needs_a_way_to_ask_for_it() -> None:
+    """The others are described only with --all: they are there all the same."""
+    kind = "   Gres=gpu:h200:8(S:0-1)\n", "CfgTRES=cpu=64,mem=1024000M,billing=64,gres/gpu=8"
+    captures = changed(of_set("tamia"), "scontrol-node.txt", kind[0], "   Gres=(null)\n")
+    captures = changed(captures, "scontrol-node.txt", kind[1], "CfgTRES=cpu=64,mem=1024000M")
+    captures = changed(captures, "sinfo.txt", "gpu:h200:8(S:0-1)", "(null)")
+    _, site = found(Captured(captures.login))
+    (gpus,) = [partition.gpus for partition in site.partitions.values()]
+    assert gpus is not None
+    assert gpus.request == "--gpus-per-node=h100:{n}"
+    captures = changed(captures, "sinfo.txt", "gpu:h100:4(S:0-1)", "gpu:h100:3(S:0-1)")
+    assert list(found(Captured(captures.login))[1].partitions) == ["default"]
+
+
+@pytest.mark.parametrize(
+    "type_", ["a100_3g.20gb", "a100-1g5gb", "1g.10gb", "a100-mig", "a100_20gb"]
+)
+def test_a_type_that_names_a_part_of_a_gpu_is_no_gpu(type_: str) -> None:
+    captures = changed(of_set("tamia"), "scontrol-node.txt", "gpu:h200:8", f"gpu:{type_}:8")
+    captures = Captured({**captures.login, "sinfo.txt": ""})
+    models = {p.gpus.model for p in found(captures)[1].partitions.values() if p.gpus}
+    assert models == {"h100"}
+
+
+def test_gpus_that_the_probe_found_in_parts_are_not_those_that_slurm_counts() -> None:
+    whole = of_set("juwels-booster")
+    node = {**whole.nodes[0], "nvidia-smi.csv": "NVIDIA A100-SXM4-40GB, 40960 MiB, Enabled\n" * 4}
+    described, site = found(Captured(whole.login, (node,)))
+    assert site.partitions["booster"].gpus is None
+    assert any("in parts (MIG)" in question for _, question in described.questions)
+
+
+def test_untyped_requests_may_be_given_parts_of_gpus_on_other_nodes() -> None:
+    captures = changed(of_set("juwels-booster"), "scontrol-node.txt", "mem512,", "")
+    first = "Gres=gpu:4(S:1,3,5,7)"
+    assert first in captures.login["scontrol-node.txt"]
+    text = captures.login["scontrol-node.txt"].replace(first, "Gres=gpu:a100_3g.20gb:8", 1)
+    _, site = found(Captured({**captures.login, "scontrol-node.txt": text, "sinfo.txt": ""}))
+    assert "booster" not in site.partitions
+
+
+def test_one_node_does_not_speak_for_others_with_other_cpus_or_features() -> None:
+    whole = of_set("juwels-booster")
+    told = changed(
+        whole,
+        "scontrol-node.txt",
+        "NodeName=jwb0001 Arch=x86_64 CoresPerSocket=24",
+        "NodeName=jwb0001 Arch=x86_64 CoresPerSocket=12",
+    )
+    described, site = found(told)
+    assert site.partitions["booster"].fabric is None
+    assert "booster: its nodes differ, so that jwb0003 does not speak for all" in described.notes
+    text = whole.login["scontrol-node.txt"].replace("mem512,gpu,amd,booster", "mem512,titan", 2)
+    _, site = found(Captured({**whole.login, "scontrol-node.txt": text}, whole.nodes))
+    assert site.partitions["booster"].gpus is None
+
+
+def test_what_a_probe_without_the_name_of_its_node_tells_is_of_no_kind() -> None:
+    whole = of_set("perlmutter")
+    node = {**whole.nodes[0], "node.txt": whole.nodes[0]["node.txt"].replace("host=", "was=")}
+    _, site = found(Captured(whole.login, (node,)))
+    assert all(partition.fabric is None for partition in site.partitions.values())
+
+
+def test_cpus_next_to_gpus_are_left_out_where_the_job_saw_only_its_own() -> None:
+    whole = of_set("tamia")
+    topo = whole.nodes[0]["nvidia-smi-topo.txt"]
+    node = {**whole.nodes[0], "nvidia-smi-topo.txt": topo.replace("0-23", "0-5")}
+    gpus = found(Captured(whole.login, (node,)))[1].partitions["gpubase_bynode_b1-h100"].gpus
+    assert gpus is not None
+    assert (gpus.cpus, gpus.topology) == ([], "all-to-all")
+
+
+def test_gpus_that_slurm_does_not_know_on_shared_nodes_are_told_only() -> None:
+    captures = of_set("vista")
+    text = captures.login["scontrol-partition.txt"].replace(
+        "OverSubscribe=EXCLUSIVE", "OverSubscribe=NO"
+    )
+    config = captures.login["scontrol-config.txt"].replace("select/linear", "select/cons_tres")
+    login = {**captures.login, "scontrol-partition.txt": text, "scontrol-config.txt": config}
+    described, site = found(Captured(login, captures.nodes))
+    assert site.partitions["gh"].gpus is None
+    assert any("which option asks for a whole node?" in note for note in described.notes)
+
+
+@pytest.mark.parametrize(
+    ("node", "ibstat"),
+    [
+        ("rdma=mlx5_0\ncxi=\nhsn=hsn0:100000", "Ethernet Active"),
+        ("rdma=mlx5_0 mlx5_1\ncxi=\nhsn=", "Ethernet Active,InfiniBand Down"),
+        ("rdma=none\ncxi=\nhsn=hsn0:100000", ""),
+        ("rdma=efa_0\ncxi=\nhsn=", "Unspecified Active"),
+    ],
+)
+def test_a_network_that_may_be_another_is_asked_for(node: str, ibstat: str) -> None:
+    whole = of_set("vista")
+    ports = "".join(
+        f"CA 'mlx5_{number}'\n\tPort 1:\n\t\tState: {state}\n\t\tPhysical state: LinkUp\n"
+        f"\t\tRate: 100\n\t\tLink layer: {layer}\n"
+        for number, (layer, state) in enumerate(map(str.split, filter(None, ibstat.split(","))))
+    )
+    told = {"node.txt": f"partition=gh\nhost=c608-002\n{node}\n", "ibstat.txt": ports}
+    _, site = found(Captured(whole.login, ({**whole.nodes[0], **told},)))
+    assert site.partitions["gh"].fabric is None
+
+
+# --- limits
+
+
+def test_memory_that_nobody_stated_is_not_told() -> None:
+    captures = changed(of_set("roihu"), "scontrol-node.txt", "RealMemory=880000", "RealMemory=1")
+    described, site = found(captures)
+    assert site.partitions["gpularge"].memory is None
+    assert any("gpularge.memory" in places for places, _ in described.questions)
+
+
+@pytest.mark.parametrize(
+    ("limit", "count"),
+    [
+        ("MaxCPUsPerNode=64 MaxCPUsPerSocket=UNLIMITED", 64),
+        ("MaxCPUsPerNode=UNLIMITED MaxCPUsPerSocket=20", 80),
+        ("MaxCPUsPerNode=UNLIMITED MaxCPUsPerSocket=UNLIMITED", 288),
+    ],
+)
+def test_cpus_are_those_that_a_job_of_the_partition_can_have(limit: str, count: int) -> None:
+    unlimited = "MaxCPUsPerNode=UNLIMITED MaxCPUsPerSocket=UNLIMITED"
+    captures = changed(of_set("roihu"), "scontrol-partition.txt", unlimited, limit)
+    cpus = found(captures)[1].partitions["gpularge"].cpus
+    assert cpus is not None
+    assert cpus.count == count
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("AllowAccounts=ALL", "DenyAccounts=project_2001234"),
+        ("RootOnly=NO", "RootOnly=YES"),
+        ("State=UP", "State=DRAIN"),
+    ],
+)
+def test_partitions_that_take_no_job_of_the_user_are_left_out(old: str, new: str) -> None:
+    assert list(
+        found(changed(of_set("roihu"), "scontrol-partition.txt", old, new))[1].partitions
+    ) == ["default"]
+
+
+def test_associations_on_other_clusters_say_nothing() -> None:
+    head = "Cluster|Account|User|Partition|QOS|Def QOS|MaxJobs|MaxSubmit|MaxWall|MaxTRES\n"
+    here = "perlmutter|m1234_g|ada||gpu_debug|gpu_debug||||\n"
+    there = "muller|m1234_g|ada||gpu_debug,gpu_regular|gpu_regular||||\n"
+    login = {**of_set("perlmutter").login, "sacctmgr-assoc.txt": head + here + there}
+    partition = found(Captured(login))[1].partitions["gpu_ss11-hbm40g"]
+    assert list(partition.qos) == ["gpu_debug"]
+    assert partition.select.qos == "gpu_debug"
+
+
+def test_a_qos_that_lets_no_gpu_in_cannot_be_chosen() -> None:
+    captures = of_set("perlmutter")
+    head = "Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU|MaxSubmitPU|MinTRES|GrpTRES|Flags\n"
+    qos = "gpu_debug|30:00|gres/gpu=0||||||\ngpu_regular|1-00:00:00|gres/gpu=16|gres/gpu=8|||||\n"
+    login = {**captures.login, "sacctmgr-qos.txt": head + qos}
+    partition = found(Captured(login))[1].partitions["gpu_ss11-hbm40g"]
+    assert {name: one.max_gpus for name, one in partition.qos.items()} == {"gpu_regular": 8}
+
+
+def test_cpus_of_which_sinfo_says_the_least_are_not_told() -> None:
+    text = of_set("tamia").login["sinfo.txt"].replace("|64|", "|64+|")
+    partition = found(Captured({"sinfo.txt": text}))[1].partitions["gpubase_bynode_b1-h200"]
+    assert partition.cpus is None
 
 
 def test_nodes_with_four_and_eight_gpus_that_nothing_tells_apart_are_left_out() -> None:
@@ -274,7 +453,7 @@ def test_real_captures_are_described() -> None:
         ("nvidia_gh200_480gb", GpuName("gh200", None, "nvlink4")),
         ("NVIDIA GH200 120GB", GpuName("gh200", None, "nvlink4")),
         ("tesla_v100-sxm2-32gb", GpuName("v100", 32 * 10**9, "nvlink2")),
-        ("h100_999gb", GpuName("h100", None, "nvlink4")),
+        ("h100_999gb", None),
         ("nvidia_l40s", GpuName("l40s", None, None)),
         ("tesla", None),
         ("v100l", None),
@@ -312,7 +491,44 @@ def test_what_may_not_requeue_is_asked_for() -> None:
     assert any("scheduler.restart" in keys for keys, _ in described.questions)
 
 
-# --- whatever is printed
+# --- whatever there is, and is printed
+
+GRES = ["gpu:4", "gpu:8", "gpu:h100:4", "gpu:h100:8", "gpu:a100:4", "gpu:h100:2,gpu:a100:2"]
+MORE = ["(null)", "gpu:a100:4,gpu:a100_1g.5gb:7", "gpu:a100_1g.5gb:28", "gpu:h100:2,gpu:h100:2"]
+ALIKE = st.tuples(
+    st.sampled_from(GRES + MORE),
+    st.frozensets(st.sampled_from(["h100", "a100", "sxm", "rome", "80gb"])),
+    st.sampled_from(["IDLE", "DOWN*", "MIXED+DRAIN"]),
+    st.frozensets(st.sampled_from(["gpu", "all"]), min_size=1),
+)
+
+
+@given(st.lists(ALIKE, min_size=1, max_size=6))
+def test_each_node_that_a_request_may_be_given_has_the_gpus_that_the_file_states(
+    nodes: list[tuple[str, frozenset[str], str, frozenset[str]]],
+) -> None:
+    text = "".join(
+        f"NodeName=n{number} Arch=x86_64 CoresPerSocket=8\n   CPUTot=16\n"
+        f"   AvailableFeatures={','.join(features) or '(null)'}\n   Gres={gres}\n"
+        f"   RealMemory=64000 Sockets=2\n   State={state} ThreadsPerCore=1\n"
+        f"   Partitions={','.join(partitions)}\n\n"
+        for number, (gres, features, state, partitions) in enumerate(nodes)
+    )
+    both = "PartitionName=gpu\n   State=UP\n\nPartitionName=all\n   State=UP\n\n"
+    login = {"scontrol-node.txt": text, "scontrol-partition.txt": both}
+    for key, partition in found(Captured(login))[1].partitions.items():
+        if partition.gpus is None:
+            continue
+        assert partition.gpus.request is not None
+        type_ = partition.gpus.request.removeprefix("--gres=gpu:").removesuffix("{n}").rstrip(":")
+        name, constraint = partition.select.partition or key, partition.select.constraint
+        for gres, features, _, partitions in nodes:
+            held = [one for one in read_gres(gres) if type_ in ("", one.type)]
+            if name not in partitions or (constraint or "") not in {"", *features} or not held:
+                continue
+            assert not any(one.mig for one in read_gres(gres))
+            assert sum(one.count for one in held) == partition.gpus.per_node
+            assert {one.type for one in held} == {type_ or None}
 
 
 HOSTILE = [

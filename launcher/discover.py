@@ -20,6 +20,7 @@ from launcher.resources import builtin
 from launcher.schedulers.base import JobRef, JobState, Scheduler, clean_environment
 from launcher.schedulers.registry import scheduler_for
 from launcher.spec.rules import read_site
+from launcher.spec.site import Partition
 from launcher.spec.source import parse
 from launcher.units import slurm_time
 
@@ -229,7 +230,6 @@ def _script(what: Probe, found: Captured, place: Path) -> str:
     options: dict[str, str | None] = {
         **_asked(what, found),
         "--account": what.account,
-        "--qos": what.qos,
         "--nodes": "1",
         "--ntasks": "1",
         "--time": slurm_time(_PROBE_S),
@@ -248,25 +248,25 @@ def _script(what: Probe, found: Captured, place: Path) -> str:
     return "\n".join(["#!/bin/bash", *lines, *given, body])
 
 
-def _asked(what: Probe, found: Captured) -> dict[str, str]:
-    """The partition and all GPUs of a node there; the whole node where they are not known.
+def _asked(what: Probe, found: Captured) -> dict[str, str | None]:
+    """Partition, QoS and all GPUs of a node there; the whole node where they are not known.
 
     ``what.partition`` is a name of Slurm's, or a key of the site file for one kind of its nodes.
     """
     described = describe(found.login)
     site = read_site(parse("the discovered site file", described.text))
     keys = (*described.partitions.get(what.partition, ()), what.partition)
-    partition = next((site.partitions[key] for key in keys if key in site.partitions), None)
-    if partition is None or partition.gpus is None or partition.gpus.request is None:
-        name = partition.select.partition if partition else None
-        return {"--partition": name or what.partition, "--exclusive": ""}
-    option, _, value = partition.gpus.request.partition("=")
-    chosen = {
-        "--partition": partition.select.partition or what.partition,
-        option: value.replace("{n}", str(partition.gpus.per_node)),
+    partition = next((site.partitions[key] for key in keys if key in site.partitions), Partition())
+    select, gpus = partition.select, partition.gpus
+    options = {
+        "--partition": select.partition or what.partition,
+        "--constraint": select.constraint,
+        "--qos": what.qos or select.qos,
     }
-    constraint = partition.select.constraint
-    return chosen | ({"--constraint": constraint} if constraint else {})
+    if gpus is None or gpus.request is None:
+        return {**options, "--exclusive": ""}
+    option, _, value = gpus.request.partition("=")
+    return {**options, option: value.replace("{n}", str(gpus.per_node))}
 
 
 def _unwritable(exc: OSError, place: Path) -> PlanError:

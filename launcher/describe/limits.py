@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from launcher.describe.captures import Slurm
 from launcher.describe.facts import Facts, Place
@@ -15,6 +16,14 @@ __all__ = ["limit_facts"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _OF_QOS = "sacctmgr show qos"
+# Flags of a QoS that lift a bound of the partition (sacctmgr(1)).
+_OVER = {
+    "PartitionTimeLimit": "time_limit",
+    "PartitionMaxNodes": "max_nodes",
+    "PartitionMinNodes": "min_nodes",
+}
+# By what they bound, and a number where there are several: for a job, a user, all users.
+_Limits: TypeAlias = Mapping[tuple[str, int], float | None]
 
 
 def limit_facts(
@@ -28,23 +37,26 @@ def limit_facts(
     own = (slurm.qos or {}).get(partition.qos or "")
     if partition.qos and own is None:
         facts.notes.append(f"{at[1]}: QoS {partition.qos} limits it, too: {_OF_QOS}")
-    bounds: dict[str, int] = {}
-    _least(bounds, "time_limit", [partition.time_limit_s])
-    _least(bounds, "max_nodes", [partition.max_nodes])
-    _most(bounds, "min_nodes", [partition.min_nodes])
+    bounds = _folded(
+        {
+            ("time_limit", 0): partition.time_limit_s,
+            ("max_nodes", 0): partition.max_nodes,
+            ("min_nodes", 0): partition.min_nodes,
+        }
+    )
     if own and _closed(own, types):
         facts.notes.append(f"{at[1]}: its QoS {own.name} lets no job in now: {_OF_QOS}")
-    of_qos = _bounds(own, types) if own else {}
-    joined = _joined(bounds, of_qos)
+    of_qos = _limits(own, types) if own else {}
+    joined = _joined(bounds, _folded(of_qos))
     for key, value in joined.items():
         place = (*at, key) if key == "time_limit" else (*at, "limits", key)
         source = slurm.of_partitions if bounds.get(key) == value else f"{_OF_QOS} ({partition.qos})"
         facts.say(place, value, source)
     for group in slurm.groups:
-        if group.partition == partition.name and "time_limit" not in of_qos:
-            limit_s = group.time_limit_s if _finite(group.time_limit_s) else None
-            facts.say((*at, "time_limit"), limit_s and int(limit_s), "sinfo")
-    _each_qos(facts, (*at, "qos"), partition, slurm, joined, of_qos, types)
+        if group.partition == partition.name and ("time_limit", 0) not in of_qos:
+            told = _folded({("time_limit", 0): group.time_limit_s})
+            facts.say((*at, "time_limit"), told.get("time_limit"), "sinfo")
+    _each_qos(facts, (*at, "qos"), partition, slurm, (bounds, of_qos), types)
 
 
 def _each_qos(
@@ -52,8 +64,7 @@ def _each_qos(
     at: Place,
     partition: Partition,
     slurm: Slurm,
-    joined: Mapping[str, int],
-    own: Mapping[str, int],
+    own: tuple[Mapping[str, int], _Limits],
     types: Sequence[str | None],
 ) -> None:
     """A QoS that is not named here is refused: either all that the user may choose, or none."""
@@ -65,7 +76,7 @@ def _each_qos(
     if not all(map(_NAME.fullmatch, names)):
         facts.notes.append(f"{partition.name}: names of QoS that no site file can hold: {names}")
         return
-    differing = {name: _differing(slurm.qos[name], joined, own, types) for name in names}
+    differing = {name: _differing(slurm.qos[name], *own, types) for name in names}
     closed = any(_closed(one, types) for one in slurm.qos.values())
     if not any(differing.values()) and partition.allow_qos is None and not closed:
         return
@@ -100,34 +111,39 @@ def _closed(qos: Qos, types: Sequence[str | None]) -> bool:
 
 
 def _differing(
-    qos: Qos, joined: Mapping[str, int], own: Mapping[str, int], types: Sequence[str | None]
+    qos: Qos, bounds: Mapping[str, int], own: _Limits, types: Sequence[str | None]
 ) -> dict[str, int]:
-    """What ``qos`` changes, for a job of it."""
-    bounds = _bounds(qos, types)
-    kept = {
-        key: bound for key, bound in bounds.items() if "OverPartQOS" in qos.flags or key not in own
-    }
-    over = {"PartitionTimeLimit": "time_limit", "PartitionMaxNodes": "max_nodes"}
-    free = {key for flag, key in over.items() if flag in qos.flags}
-    both = {
-        key: bound
-        if key in free
-        else _joined({k: v for k, v in joined.items() if k == key}, {key: bound})[key]
-        for key, bound in kept.items()
-    }
-    return {key: bound for key, bound in both.items() if joined.get(key) != bound}
+    """What ``qos`` changes, for a job of it: it adds limits that the partition's does not have."""
+    limits = _limits(qos, types)
+    both = {**own, **limits} if "OverPartQOS" in qos.flags else {**limits, **own}
+    free = {key for flag, key in _OVER.items() if flag in qos.flags}
+    held = _joined({key: bound for key, bound in bounds.items() if key not in free}, _folded(both))
+    joined = _joined(bounds, _folded(own))
+    return {key: bound for key, bound in held.items() if joined.get(key) != bound}
 
 
-def _bounds(qos: Qos, types: Sequence[str | None]) -> dict[str, int]:
+def _limits(qos: Qos, types: Sequence[str | None]) -> _Limits:
+    most = enumerate((qos.max_tres, qos.max_tres_per_user, qos.group_tres))
+    told: dict[tuple[str, int], float | None] = {
+        ("time_limit", 0): qos.time_limit_s,
+        ("min_nodes", 0): qos.min_tres.nodes,
+        ("min_gpus", 0): _gpus(qos.min_tres, types),
+        ("jobs_running", 0): qos.jobs_per_user,
+        ("jobs_queued", 0): qos.queued_per_user,
+    }
+    for number, tres in most:
+        told["max_nodes", number] = tres.nodes
+        told["max_gpus", number] = _gpus(tres, types)
+    return {place: value for place, value in told.items() if value is not None}
+
+
+def _folded(limits: _Limits) -> dict[str, int]:
+    """The strictest of each; least sizes of 1 say nothing, and neither does infinity."""
     found: dict[str, int] = {}
-    most = (qos.max_tres, qos.max_tres_per_user, qos.group_tres)
-    _least(found, "time_limit", [qos.time_limit_s])
-    _least(found, "max_nodes", [tres.nodes for tres in most])
-    _least(found, "max_gpus", [_gpus(tres, types) for tres in most])
-    _most(found, "min_nodes", [qos.min_tres.nodes])
-    _most(found, "min_gpus", [_gpus(qos.min_tres, types)])
-    _least(found, "jobs_running", [qos.jobs_per_user])
-    _least(found, "jobs_queued", [qos.queued_per_user])
+    for (key, _), value in limits.items():
+        least = 2 if key.startswith("min") else 1
+        if value is not None and math.isfinite(value) and value >= least:
+            found = _joined(found, {key: int(value)})
     return found
 
 
@@ -147,20 +163,3 @@ def _joined(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, in
         )
         for key in {**first, **second}
     }
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and value >= 1
-
-
-def _least(found: dict[str, int], key: str, values: Iterable[float | None]) -> None:
-    finite = [int(value) for value in values if value is not None and _finite(value)]
-    if finite:
-        found[key] = min(finite)
-
-
-def _most(found: dict[str, int], key: str, values: Iterable[float | None]) -> None:
-    """Of least sizes one of 1 says nothing."""
-    finite = [int(value) for value in values if value is not None and _finite(value) and value > 1]
-    if finite:
-        found[key] = max(finite)

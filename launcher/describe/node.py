@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.describe.captures import read_pairs
@@ -16,7 +16,7 @@ from launcher.fabric.node import NodeTopology, node_topology
 from launcher.parsers.ibdev2netdev import read_ibdev2netdev
 from launcher.parsers.ibstat import IbStat, read_ibstat
 from launcher.parsers.lscpu import read_lscpu
-from launcher.parsers.text import write_ranges
+from launcher.parsers.text import ParseError, write_ranges
 from launcher.parsers.topo import read_topo
 
 __all__ = ["node_facts"]
@@ -24,6 +24,7 @@ __all__ = ["node_facts"]
 # File systems that are the node's own, by `df --output=fstype`.
 _LOCAL = {"btrfs", "ext2", "ext3", "ext4", "tmpfs", "xfs", "zfs"}
 _LEAST_LOCKED_KIB = 1 << 20
+_CELLS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,16 +218,16 @@ def _rails(facts: Facts, at: Place, node: NodeTopology, where: str) -> None:
 
 
 def _read_gpus(text: str) -> _Gpus | None:
-    rows = list(_rows(text))
-    sizes = {row[1] for row in rows}
-    size = re.fullmatch(r"([0-9]{1,7}) MiB", sizes.pop()) if len(sizes) == 1 else None
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
+    rows = list(csv.reader(lines, skipinitialspace=True))
+    for line, row in zip(lines, rows, strict=True):
+        # Of a GPU that is broken only its fault is told: the others are not all of them.
+        if len(row) != _CELLS or not re.fullmatch(r"[0-9]{1,7} MiB|\[.*\]", row[1].strip()):
+            raise ParseError(f"not a GPU: {line[:60]!r}")
     if not rows:
         return None
-    parts = any(len(row) > 2 and row[2] == "Enabled" for row in rows)  # noqa: PLR2004 - the third
-    return _Gpus(tuple(row[0] for row in rows), int(size[1]) if size else None, parts)
-
-
-def _rows(text: str) -> Iterator[list[str]]:
-    for row in csv.reader(text.splitlines(), skipinitialspace=True):
-        if len(row) > 1 and row[1].strip().endswith("MiB"):
-            yield [cell.strip() for cell in row]
+    sizes = {row[1].strip().removesuffix(" MiB") for row in rows}
+    size = sizes.pop() if len(sizes) == 1 else ""
+    parts = any(row[2].strip() == "Enabled" for row in rows)
+    names = tuple(row[0].strip() for row in rows)
+    return _Gpus(names, int(size) if size.isdecimal() else None, parts)

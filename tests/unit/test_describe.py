@@ -19,7 +19,7 @@ from launcher.describe.site import Described, describe
 from launcher.discover import Captured, captured
 from launcher.parsers.slurm_values import read_gres
 from launcher.spec.rules import read_site
-from launcher.spec.site import SiteSpec
+from launcher.spec.site import Limits, Qos, SiteSpec
 from launcher.spec.source import parse
 from launcher.units import parse_bytes, parse_duration
 
@@ -365,6 +365,50 @@ def test_a_qos_that_lets_no_gpu_in_cannot_be_chosen() -> None:
     login = {**captures.login, "sacctmgr-qos.txt": head + qos}
     partition = found(Captured(login))[1].partitions["gpu_ss11-hbm40g"]
     assert {name: one.max_gpus for name, one in partition.qos.items()} == {"gpu_regular": 8}
+
+
+@pytest.mark.parametrize(
+    ("own", "job", "wanted"),
+    [
+        # Of two limits the partition's counts, of two kinds of limit both do.
+        ("||gres/gpu=64||||", "|gres/gpu=8|||||", 8),
+        ("|gres/gpu=16|||||", "|gres/gpu=8|||||", None),
+        ("|gres/gpu=16|||||", "|gres/gpu=32|||||OverPartQOS", 32),
+        ("|gres/gpu=16|||||", "||||||OverPartQOS", None),
+        ("||||||", "|gres/gpu:gh200=12,gres/gpu:h100=2|||||", 12),
+    ],
+)
+def test_limits_of_a_qos_join_those_of_the_partition(
+    own: str, job: str, wanted: int | None
+) -> None:
+    head = "Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU|MaxSubmitPU|MinTRES|GrpTRES|Flags\n"
+    login = {
+        **of_set("roihu").login,
+        "sacctmgr-qos.txt": f"{head}gpularge|{own}\nnormal|{job}\n",
+    }
+    partition = found(Captured(login))[1].partitions["gpularge"]
+    assert partition.qos.get("normal", Qos()).max_gpus == wanted
+
+
+def test_what_all_users_and_one_user_may_have_bounds_a_job() -> None:
+    head = "Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU|MaxSubmitPU|MinTRES|GrpTRES|Flags\n"
+    qos = (
+        "gpularge|12:00:00|node=6|gres/gpu=16,cpu=9|2||gres/gpu=1|gres/gpu=12,node=3|DenyOnLimit\n"
+    )
+    partition = found(Captured({**of_set("roihu").login, "sacctmgr-qos.txt": head + qos}))[
+        1
+    ].partitions["gpularge"]
+    assert partition.limits == Limits(max_nodes=3, max_gpus=12, jobs_running=2)
+    assert partition.time_limit == 12 * 3600
+
+
+def test_a_gpu_that_only_tells_of_a_fault_leaves_the_number_unknown() -> None:
+    whole = of_set("vista")
+    fault = "Unable to determine the device handle for GPU 0000:1B:00.0: Unknown Error\n"
+    node = {**whole.nodes[0], "nvidia-smi.csv": whole.nodes[0]["nvidia-smi.csv"] + fault}
+    described, site = found(Captured(whole.login, (node,)))
+    assert site.partitions["gh"].gpus is None
+    assert any("nvidia-smi.csv was not read" in note for note in described.notes)
 
 
 def test_cpus_of_which_sinfo_says_the_least_are_not_told() -> None:

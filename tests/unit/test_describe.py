@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import random
-import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 from captures import capture
-from hypothesis import given
-from hypothesis import strategies as st
+from describing import ROOT, SETS, changed, found, of_set
 
 from launcher.describe.gpus import GpuName, read_gpu_name
-from launcher.describe.site import Described, describe
-from launcher.discover import Captured, captured
-from launcher.parsers.slurm_values import read_gres
-from launcher.spec.rules import read_site
-from launcher.spec.site import Limits, Qos, SiteSpec
-from launcher.spec.source import parse
+from launcher.discover import Captured
 from launcher.units import parse_bytes, parse_duration
 
-ROOT = Path(__file__).resolve().parents[2]
-SETS = sorted((ROOT / "tests/fixtures/sites").glob("*/"))
 # Where the set's partitions are called otherwise than the keys of the shipped file.
 KEYS = {
     "tamia": {"gpubase_bynode_b1-h100": "h100", "gpubase_bynode_b1-h200": "h200"},
@@ -34,22 +23,6 @@ KEYS = {
 UNTOLD = {"nodes", "select", "memory", "gpus.request", "fabric.env", "limits.min_time"}
 # Said by outputs, while the shipped file does not state the same: rails for nics, default units.
 BESIDE = {"fabric.nics", "fabric.rails"}
-
-
-def found(captures: Captured, **more: Any) -> tuple[Described, SiteSpec]:
-    described = describe(captures.login, captures.nodes, **more)
-    return described, read_site(parse("found.yaml", described.text))
-
-
-def of_set(name: str) -> Captured:
-    return captured(ROOT / "tests/fixtures/sites" / name)
-
-
-def changed(captures: Captured, name: str, old: str, new: str) -> Captured:
-    assert old in captures.login[name]
-    return Captured(
-        {**captures.login, name: captures.login[name].replace(old, new)}, captures.nodes
-    )
 
 
 def leaves(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
@@ -308,100 +281,6 @@ def test_a_network_that_may_be_another_is_asked_for(node: str, ibstat: str) -> N
     assert site.partitions["gh"].fabric is None
 
 
-# --- limits
-
-
-def test_memory_that_nobody_stated_is_not_told() -> None:
-    captures = changed(of_set("roihu"), "scontrol-node.txt", "RealMemory=880000", "RealMemory=1")
-    described, site = found(captures)
-    assert site.partitions["gpularge"].memory is None
-    assert any("gpularge.memory" in places for places, _ in described.questions)
-
-
-@pytest.mark.parametrize(
-    ("limit", "count"),
-    [
-        ("MaxCPUsPerNode=64 MaxCPUsPerSocket=UNLIMITED", 64),
-        ("MaxCPUsPerNode=UNLIMITED MaxCPUsPerSocket=20", 80),
-        ("MaxCPUsPerNode=UNLIMITED MaxCPUsPerSocket=UNLIMITED", 288),
-    ],
-)
-def test_cpus_are_those_that_a_job_of_the_partition_can_have(limit: str, count: int) -> None:
-    unlimited = "MaxCPUsPerNode=UNLIMITED MaxCPUsPerSocket=UNLIMITED"
-    captures = changed(of_set("roihu"), "scontrol-partition.txt", unlimited, limit)
-    cpus = found(captures)[1].partitions["gpularge"].cpus
-    assert cpus is not None
-    assert cpus.count == count
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("AllowAccounts=ALL", "DenyAccounts=project_2001234"),
-        ("RootOnly=NO", "RootOnly=YES"),
-        ("State=UP", "State=DRAIN"),
-    ],
-)
-def test_partitions_that_take_no_job_of_the_user_are_left_out(old: str, new: str) -> None:
-    assert list(
-        found(changed(of_set("roihu"), "scontrol-partition.txt", old, new))[1].partitions
-    ) == ["default"]
-
-
-def test_associations_on_other_clusters_say_nothing() -> None:
-    head = "Cluster|Account|User|Partition|QOS|Def QOS|MaxJobs|MaxSubmit|MaxWall|MaxTRES\n"
-    here = "perlmutter|m1234_g|ada||gpu_debug|gpu_debug||||\n"
-    there = "muller|m1234_g|ada||gpu_debug,gpu_regular|gpu_regular||||\n"
-    login = {**of_set("perlmutter").login, "sacctmgr-assoc.txt": head + here + there}
-    partition = found(Captured(login))[1].partitions["gpu_ss11-hbm40g"]
-    assert list(partition.qos) == ["gpu_debug"]
-    assert partition.select.qos == "gpu_debug"
-
-
-def test_a_qos_that_lets_no_gpu_in_cannot_be_chosen() -> None:
-    captures = of_set("perlmutter")
-    head = "Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU|MaxSubmitPU|MinTRES|GrpTRES|Flags\n"
-    qos = "gpu_debug|30:00|gres/gpu=0||||||\ngpu_regular|1-00:00:00|gres/gpu=16|gres/gpu=8|||||\n"
-    login = {**captures.login, "sacctmgr-qos.txt": head + qos}
-    partition = found(Captured(login))[1].partitions["gpu_ss11-hbm40g"]
-    assert {name: one.max_gpus for name, one in partition.qos.items()} == {"gpu_regular": 8}
-
-
-@pytest.mark.parametrize(
-    ("own", "job", "wanted"),
-    [
-        # Of two limits the partition's counts, of two kinds of limit both do.
-        ("|gres/gpu=64|", "gres/gpu=8||", 8),
-        ("gres/gpu=16||", "gres/gpu=8||", None),
-        ("gres/gpu=16||", "gres/gpu=32||OverPartQOS", 32),
-        ("gres/gpu=16||", "||OverPartQOS", None),
-        ("||", "gres/gpu:gh200=12,gres/gpu:h100=2||", 12),
-    ],
-)
-def test_limits_of_a_qos_join_those_of_the_partition(
-    own: str, job: str, wanted: int | None
-) -> None:
-    head = "Name|MaxTRES|MaxTRESPU|Flags\n"
-    login = {
-        **of_set("roihu").login,
-        "sacctmgr-qos.txt": f"{head}gpularge|{own}\nnormal|{job}\n",
-    }
-    partition = found(Captured(login))[1].partitions["gpularge"]
-    assert partition.qos.get("normal", Qos()).max_gpus == wanted
-
-
-def test_what_all_users_and_one_user_may_have_bounds_a_job() -> None:
-    head = "Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU|MaxSubmitPU|MinTRES|GrpTRES|Flags\n"
-    qos = (
-        "gpularge|12:00:00|node=6|gres/gpu=16,cpu=9|2||gres/gpu=1|gres/gpu=12,node=3|DenyOnLimit\n"
-    )
-    partition = found(Captured({**of_set("roihu").login, "sacctmgr-qos.txt": head + qos}))[
-        1
-    ].partitions["gpularge"]
-    assert partition.limits == Limits(max_nodes=3, max_gpus=12, jobs_running=2)
-    assert partition.time_limit == 12 * 3600
-
-
 def test_a_gpu_that_only_tells_of_a_fault_leaves_the_number_unknown() -> None:
     whole = of_set("vista")
     fault = "Unable to determine the device handle for GPU 0000:1B:00.0: Unknown Error\n"
@@ -409,12 +288,6 @@ def test_a_gpu_that_only_tells_of_a_fault_leaves_the_number_unknown() -> None:
     described, site = found(Captured(whole.login, (node,)))
     assert site.partitions["gh"].gpus is None
     assert any("nvidia-smi.csv was not read" in note for note in described.notes)
-
-
-def test_cpus_of_which_sinfo_says_the_least_are_not_told() -> None:
-    text = of_set("tamia").login["sinfo.txt"].replace("|64|", "|64+|")
-    partition = found(Captured({"sinfo.txt": text}))[1].partitions["gpubase_bynode_b1-h200"]
-    assert partition.cpus is None
 
 
 def test_nodes_with_four_and_eight_gpus_that_nothing_tells_apart_are_left_out() -> None:
@@ -432,31 +305,6 @@ def test_a_type_that_names_no_gpu_leaves_the_gpus_to_the_probe() -> None:
     told = {key: q for keys, q in described.questions for key in keys.split(", ")}
     assert "--probe booster" in told["partitions.booster.gpus.model"]
     assert told["partitions.booster.gpus.request"].startswith("--gres=gpu:{n}, says Gres of ")
-
-
-def test_cpus_that_slurm_keeps_for_itself_and_memory_are_not_for_jobs() -> None:
-    captures = changed(of_set("roihu"), "scontrol-node.txt", "CPUEfctv=288", "CPUEfctv=280")
-    captures = changed(
-        captures, "scontrol-node.txt", "Weight=1 Owner", "Weight=1 MemSpecLimit=10000 Owner"
-    )
-    cpus = found(captures)[1].partitions["gpularge"].cpus
-    assert cpus is not None
-    assert (cpus.count, cpus.threads_per_core) == (280, 1)
-    captures = changed(
-        of_set("roihu"),
-        "scontrol-node.txt",
-        "   State=IDLE",
-        "   MemSpecLimit=10000\n   State=IDLE",
-    )
-    assert found(captures)[1].partitions["gpularge"].memory == (880000 - 10000) * 2**20
-
-
-def test_cores_that_slurm_counts_have_no_threads() -> None:
-    captures = changed(of_set("juwels-booster"), "scontrol-node.txt", "CPUTot=96", "CPUTot=48")
-    captures = changed(captures, "scontrol-node.txt", "CPUEfctv=96", "CPUEfctv=48")
-    cpus = found(captures)[1].partitions["booster"].cpus
-    assert cpus is not None
-    assert (cpus.count, cpus.threads_per_core) == (48, 1)
 
 
 def test_sinfo_stands_in_for_nodes_that_scontrol_does_not_show() -> None:
@@ -533,104 +381,3 @@ def test_what_may_not_requeue_is_asked_for() -> None:
     described, site = found(of_set("delta"))
     assert site.scheduler.restart == "none"
     assert any("scheduler.restart" in keys for keys, _ in described.questions)
-
-
-# --- whatever there is, and is printed
-
-GRES = ["gpu:4", "gpu:8", "gpu:h100:4", "gpu:h100:8", "gpu:a100:4", "gpu:h100:2,gpu:a100:2"]
-MORE = ["(null)", "gpu:a100:4,gpu:a100_1g.5gb:7", "gpu:a100_1g.5gb:28", "gpu:h100:2,gpu:h100:2"]
-ALIKE = st.tuples(
-    st.sampled_from(GRES + MORE),
-    st.frozensets(st.sampled_from(["h100", "a100", "sxm", "rome", "80gb"])),
-    st.sampled_from(["IDLE", "DOWN*", "MIXED+DRAIN"]),
-    st.frozensets(st.sampled_from(["gpu", "all"]), min_size=1),
-)
-
-
-@given(st.lists(ALIKE, min_size=1, max_size=6))
-def test_each_node_that_a_request_may_be_given_has_the_gpus_that_the_file_states(
-    nodes: list[tuple[str, frozenset[str], str, frozenset[str]]],
-) -> None:
-    text = "".join(
-        f"NodeName=n{number} Arch=x86_64 CoresPerSocket=8\n   CPUTot=16\n"
-        f"   AvailableFeatures={','.join(features) or '(null)'}\n   Gres={gres}\n"
-        f"   RealMemory=64000 Sockets=2\n   State={state} ThreadsPerCore=1\n"
-        f"   Partitions={','.join(partitions)}\n\n"
-        for number, (gres, features, state, partitions) in enumerate(nodes)
-    )
-    both = "PartitionName=gpu\n   State=UP\n\nPartitionName=all\n   State=UP\n\n"
-    login = {"scontrol-node.txt": text, "scontrol-partition.txt": both}
-    for key, partition in found(Captured(login))[1].partitions.items():
-        if partition.gpus is None:
-            continue
-        assert partition.gpus.request is not None
-        type_ = partition.gpus.request.removeprefix("--gres=gpu:").removesuffix("{n}").rstrip(":")
-        name, constraint = partition.select.partition or key, partition.select.constraint
-        for gres, features, _, partitions in nodes:
-            held = [one for one in read_gres(gres) if type_ in ("", one.type)]
-            if name not in partitions or (constraint or "") not in {"", *features} or not held:
-                continue
-            assert not any(one.mig for one in read_gres(gres))
-            assert sum(one.count for one in held) == partition.gpus.per_node
-            assert {one.type for one in held} == {type_ or None}
-
-
-HOSTILE = [
-    "a\x1b[31mb",
-    "x: y #z",
-    "{n}",
-    "'\"",
-    "*&!|>%@`",
-    "\x00\x85 ",
-    "none",
-    "true",
-    "0x1F",
-    "e\u202e9",
-    "🦀",
-]
-
-
-@given(st.data())
-def test_a_discovered_file_always_passes_the_check(data: st.DataObject) -> None:
-    whole = of_set(data.draw(st.sampled_from([path.name for path in SETS])))
-    rng = random.Random(data.draw(st.integers(0, 2**32)))
-
-    def broken(files: Mapping[str, str]) -> dict[str, str]:
-        return {name: _broken(text, rng) for name, text in files.items() if rng.random() > 0.1}
-
-    described, site = found(Captured(broken(whole.login), tuple(map(broken, whole.nodes))))
-    assert site.name == described.name
-    assert all(line.isprintable() for line in described.text.splitlines())
-
-
-def _broken(text: str, rng: random.Random) -> str:
-    lines = text.splitlines(keepends=True)
-    for _ in range(rng.choice([0, 0, 1, 3, 10])):
-        at = rng.randrange(len(lines)) if lines else 0
-        kind = rng.randrange(5)
-        if not lines or kind == 0:
-            return text[: rng.randrange(len(text) + 1)]
-        words = re.findall(r"[A-Za-z0-9_.]+|[^A-Za-z0-9_.]+", lines[at]) or [""]
-        if kind == 1:
-            del lines[at]
-        elif kind == 2:
-            lines.insert(at, lines[rng.randrange(len(lines))])
-        else:
-            new = rng.choice([*HOSTILE, str(rng.randrange(10**6)), "0", "UNLIMITED"])
-            words[rng.randrange(len(words))] = new
-            lines[at] = "".join(words)
-    return "".join(lines)
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_names_that_yaml_or_a_terminal_would_take_for_something_else_are_quoted(name: str) -> None:
-    login = {
-        **of_set("tamia").login,
-        "scontrol-config.txt": f"ClusterName = {name}\nGresTypes = gpu\n",
-        "scontrol-partition.txt": f"PartitionName={name}\n   AllowQos={name}\n   Nodes=tg10101\n",
-    }
-    described, site = found(Captured(login))
-    assert all(line.isprintable() for line in described.text.splitlines())
-    # Escapes that colour a terminal are taken off before anything is read.
-    plain = name.replace("\x1b[31m", "").strip()
-    assert site.detect.cluster_name == (plain if plain.isprintable() and plain != "none" else None)

@@ -24,7 +24,17 @@ from launcher.spec.site import Partition
 from launcher.spec.source import parse
 from launcher.units import slurm_time
 
-__all__ = ["Captured", "Probe", "ask_login_node", "captured", "checked", "probe", "save", "write"]
+__all__ = [
+    "Captured",
+    "Probe",
+    "ask_login_node",
+    "captured",
+    "check_free",
+    "checked",
+    "probe",
+    "save",
+    "write",
+]
 
 _ANSWER_S = 60.0
 _PROBE_S = 300
@@ -92,7 +102,7 @@ def _answer(words: Sequence[str], environ: Mapping[str, str], timeout_s: float) 
 
 
 def save(found: Captured, folder: Path) -> None:
-    """Record the outputs of the login node in ``folder``.
+    """Record the outputs of the login node in ``folder``, and no older ones.
 
     Raises
     ------
@@ -101,8 +111,11 @@ def save(found: Captured, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in found.login.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        for name in LOGIN:
+            if name in found.login:
+                (folder / name).write_text(found.login[name], encoding="utf-8")
+            else:
+                (folder / name).unlink(missing_ok=True)
     except OSError as exc:
         raise _unwritable(exc, folder) from exc
 
@@ -159,10 +172,21 @@ def write(text: str, out: Path) -> None:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as exc:
-        message, hint = f"{out} is there already", "name another file with --out"
-        raise PlanError(Problem("site.exists", message, hint=hint)) from exc
+        raise _exists(out) from exc
     except OSError as exc:
         raise _unwritable(exc, out) from exc
+
+
+def check_free(out: Path) -> None:
+    """Before anybody waits for a job: nothing is there yet.
+
+    Raises
+    ------
+    PlanError
+        ``site.exists``.
+    """
+    if os.path.lexists(out):
+        raise _exists(out)
 
 
 def probe(what: Probe, folder: Path, *, say: Callable[[str], object]) -> None:
@@ -188,7 +212,8 @@ def probe(what: Probe, folder: Path, *, say: Callable[[str], object]) -> None:
     done = place / _DONE
     try:
         place.mkdir(parents=True, exist_ok=True)
-        done.unlink(missing_ok=True)
+        for name in (_DONE, *ON_NODE):
+            (place / name).unlink(missing_ok=True)
         script = place / "script.sh"
         script.write_text(_script(what, captured(folder), place))
     except OSError as exc:
@@ -267,6 +292,11 @@ def _asked(what: Probe, found: Captured) -> dict[str, str | None]:
         return {**options, "--exclusive": ""}
     option, _, value = gpus.request.partition("=")
     return {**options, option: value.replace("{n}", str(gpus.per_node))}
+
+
+def _exists(out: Path) -> PlanError:
+    message, hint = f"{out} is there already", "name another file with --out"
+    return PlanError(Problem("site.exists", message, hint=hint))
 
 
 def _unwritable(exc: OSError, place: Path) -> PlanError:

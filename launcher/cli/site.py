@@ -110,6 +110,8 @@ def discover(
 
     if recorded and (probe or save):
         raise click.UsageError("--from asks nobody: leave out --probe and --save")
+    if out:
+        cluster.check_free(out)
     found = cluster.captured(recorded) if recorded else cluster.ask_login_node()
     folder = save or (Path("hpc-llm-discover") if probe else None)
     if folder:

@@ -37,10 +37,10 @@ class _Gpus:
 
 
 def node_facts(facts: Facts, captures: Mapping[str, str], partitions: Mapping[str, Nodes]) -> None:
-    """Say what the captures of one node tell of its kinds, and of all nodes."""
+    """Say what the captures of one node tell of its kinds, and of all nodes; they name its host."""
     told = read_pairs(captures.get("node.txt", ""))
-    host = told.get("host", "")
-    where = f"on {host or 'a node'}"
+    host = told["host"]
+    where = f"on {host}"
     _site_facts(facts, told, where)
     container_facts(facts, captures, where)
     gpus = facts.read(captures, "nvidia-smi.csv", _read_gpus)

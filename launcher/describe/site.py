@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.describe.captures import LOGIN, read_slurm
+from launcher.describe.captures import LOGIN, Slurm, read_pairs, read_slurm
 from launcher.describe.cluster import cluster_facts, container_facts
 from launcher.describe.facts import Facts
 from launcher.describe.kinds import Nodes
@@ -64,9 +64,10 @@ def describe(
     partitions = partition_facts(facts, slurm, with_cpus=with_cpus)
     for key in partitions:
         facts.say(("partitions", key), {}, slurm.of_partitions)
-    for captures in nodes:
+    own = [captures for captures in filter(None, nodes) if _of_cluster(facts, captures, slurm)]
+    for captures in own:
         node_facts(facts, captures, partitions)
-    if not any(captures.get("node.txt") for captures in nodes):
+    if not own:
         container_facts(facts, login, "on the login node")
     _absent(facts, login)
     found = facts.settled()
@@ -85,6 +86,15 @@ def describe(
         notes=tuple(dict.fromkeys(found.notes)),
         partitions={one: tuple(several) for one, several in keys.items()},
     )
+
+
+def _of_cluster(facts: Facts, captures: Mapping[str, str], slurm: Slurm) -> bool:
+    """Whether they are of a node that Slurm has here; others say nothing of this cluster."""
+    host = read_pairs(captures.get("node.txt", "")).get("host")
+    known = host is not None and (not slurm.nodes or host in {node.name for node in slurm.nodes})
+    if not known:
+        facts.notes.append(f"outputs of {host or 'a node without a name'}: no node of this cluster")
+    return known
 
 
 def _told_apart(found: Facts, key: str, nodes: Nodes) -> bool:

@@ -42,12 +42,15 @@ def cli(tmp_path: Path, slurm: FakeSlurm) -> Cli:
 
 
 def test_a_login_node_is_asked_and_its_answers_are_recorded(cli: Cli) -> None:
+    (cli.home / "rec").mkdir()
+    (cli.home / "rec/srun-help.txt").write_text("--container-image: of another day\n")
     done = cli.ask("site", "discover", "--save", "rec", "--out", "found.yaml", "--name", "mine")
     assert done.code == 0, done.err
     assert (done.data["name"], done.data["path"]) == ("mine", "found.yaml")
     text = (cli.home / "found.yaml").read_text()
     assert done.data["site_file"] == text
     assert list(yaml.safe_load(text)["partitions"]) == ["gputest", "gpumedium", "gpularge"]
+    assert not (cli.home / "rec/srun-help.txt").exists()
     assert "scheduler.restart" in [asked["keys"] for asked in done.data["unknown"]]
     recorded = cli.home / "rec/scontrol-node.txt"
     assert recorded.read_text() == (SETS / "roihu/scontrol-node.txt").read_text()
@@ -60,6 +63,9 @@ def test_a_file_that_is_there_is_not_written_over(cli: Cli) -> None:
     (cli.home / "found.yaml").write_text("mine")
     done = cli.ask("site", "discover", "--from", SETS / "tamia", "--out", "found.yaml")
     assert done.codes == ["site.exists"]
+    done = cli.ask("site", "discover", "--probe", "gpularge", "--out", "found.yaml")
+    assert done.codes == ["site.exists"]
+    assert not (cli.home / "hpc-llm-discover").exists()
     assert (cli.home / "found.yaml").read_text() == "mine"
 
 

@@ -21,6 +21,8 @@ KEYS = {
 }
 # Places that no output tells: what people ask for instead of Slurm's names; sizes on a data sheet.
 UNTOLD = {"nodes", "select", "memory", "gpus.request", "fabric.env", "limits.min_time"}
+# What is said of the cluster as a whole; whether it wants mpirun no output tells.
+WHOLE = {"scheduler", "launch", "container", "scratch", "internet"}
 # Said by outputs, while the shipped file does not state the same: rails for nics, default units.
 BESIDE = {"fabric.nics", "fabric.rails"}
 
@@ -52,6 +54,11 @@ def test_what_is_discovered_is_what_the_file_written_by_hand_says(name: str) -> 
     site = yaml.safe_load(described.text)
     shipped = yaml.safe_load((ROOT / f"site_configs/{name}.yaml").read_text())
     compared: set[str] = set()
+    whole = dict(leaves({key: shipped[key] for key in WHOLE & set(shipped)}))
+    for place, value in leaves({key: site[key] for key in WHOLE & set(site)}):
+        if place in whole and place != "launch.with":
+            assert value == whole[place], place
+            compared.add(place)
     for key, partition in site["partitions"].items():
         own = shipped["partitions"].get(KEYS.get(name, {}).get(key, key), {})
         theirs = dict(leaves(own))
@@ -66,7 +73,7 @@ def test_what_is_discovered_is_what_the_file_written_by_hand_says(name: str) -> 
             else:
                 assert value == wanted, f"{key}.{place}"
             compared.add(place)
-    assert {"gpus.per_node", "gpus.model", "cpus.count"} <= compared
+    assert {"gpus.per_node", "gpus.model", "cpus.count", "scheduler.type"} <= compared
 
 
 @pytest.mark.parametrize("name", [path.name for path in SETS])
@@ -232,11 +239,16 @@ def test_one_node_does_not_speak_for_others_with_other_cpus_or_features() -> Non
     assert site.partitions["booster"].gpus is None
 
 
-def test_what_a_probe_without_the_name_of_its_node_tells_is_of_no_kind() -> None:
+def test_outputs_of_a_node_that_the_cluster_does_not_have_say_nothing() -> None:
     whole = of_set("perlmutter")
-    node = {**whole.nodes[0], "node.txt": whole.nodes[0]["node.txt"].replace("host=", "was=")}
-    _, site = found(Captured(whole.login, (node,)))
-    assert all(partition.fabric is None for partition in site.partitions.values())
+    for told in ("was=", "host=other"):
+        text = (
+            whole.nodes[0]["node.txt"].replace("host=", told).replace("internet=no", "internet=yes")
+        )
+        described, site = found(Captured(whole.login, ({**whole.nodes[0], "node.txt": text},)))
+        assert all(partition.fabric is None for partition in site.partitions.values())
+        assert site.internet is None
+        assert any("no node of this cluster" in note for note in described.notes)
 
 
 def test_cpus_next_to_gpus_are_left_out_where_the_job_saw_only_its_own() -> None:

@@ -220,8 +220,8 @@ def probe(what: Probe, folder: Path, *, say: Callable[[str], object]) -> None:
         raise _unwritable(exc, place) from exc
     scheduler = scheduler_for("slurm")
     job = scheduler.submit(script, f"discover.{os.getpid()}")
-    say(f"job {job.id} asks a node of {what.partition}")
     try:
+        say(f"job {job.id} asks a node of {what.partition}")
         _wait(scheduler, job, done, say)
     except KeyboardInterrupt:
         again = f"hpc-llm site discover --from {quote(str(folder))}"

@@ -14,6 +14,8 @@ __all__ = ["Kind", "Nodes", "kinds_of"]
 # With anything else in it, --constraint would take it for an expression (sbatch(1)).
 _FEATURE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
+_NEAR = 1.1  # sizes of memory that are the same but for what each node keeps
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -29,8 +31,8 @@ class Kind:
         A feature that these nodes have and no others of the partition; None where the type of
         GPU tells them apart, or nothing has to.
     alike
-        Whether one of the nodes speaks for the others: their CPUs are the same, and so are their
-        features where their type of GPU is not the name of a model.
+        Whether one of the nodes speaks for the others: the same CPUs, nearly the same memory,
+        and the same features where their type of GPU is not the name of a model.
     mixed
         Whether there are others with the same type of GPU that no request tells apart.
     """
@@ -80,7 +82,9 @@ def _alike(nodes: Sequence[Node]) -> bool:
     types = [one.type for one in nodes[0].gres if one.kind == "gpu"]
     named = bool(types) and all(read_gpu_name(type_ or "") for type_ in types)
     same = named or len({frozenset(node.features) for node in nodes}) == 1
-    return same and all(len(values) <= 1 for values in told)
+    memory = [node.memory_bytes for node in nodes if node.memory_bytes]
+    near = not memory or max(memory) <= _NEAR * min(memory)
+    return same and near and all(len(values) <= 1 for values in told)
 
 
 def _rivals(kind: Kind, kinds: Sequence[Kind]) -> list[Kind]:

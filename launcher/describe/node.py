@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.describe.captures import read_pairs
@@ -14,7 +14,7 @@ from launcher.describe.gpus import GpuName, read_gpu_name
 from launcher.describe.kinds import Nodes
 from launcher.fabric.node import NodeTopology, node_topology
 from launcher.parsers.ibdev2netdev import read_ibdev2netdev
-from launcher.parsers.ibstat import IbStat, read_ibstat
+from launcher.parsers.ibstat import IbStat, Port, read_ibstat
 from launcher.parsers.lscpu import read_lscpu
 from launcher.parsers.text import ParseError, write_ranges
 from launcher.parsers.topo import read_topo
@@ -173,14 +173,18 @@ def _fabric_type(
 ) -> None:
     """Say which network it is, as far as devices tell; Omni-Path looks like InfiniBand."""
     ports = ibstat.ports if ibstat else ()
+    fabrics = [port for port in ports if port.infiniband]
+    ethernet = [p for p in ports if p.link_layer == "Ethernet" and p.state == "Active"]
     slingshot = told.get("cxi", "").split()
     if slingshot:
         facts.say((*at, "type"), "slingshot", f"/sys/class/cxi {where}")
         facts.say((*at, "nics"), len(slingshot), f"/sys/class/cxi {where}")
         _hsn(facts, at, told, where)
-    elif any(port.infiniband and port.adapter.startswith(("hfi", "opa")) for port in ports):
+    elif fabrics and _fastest(ethernet) > _fastest(fabrics):
+        facts.ask((*at, "type"), f"Ethernet is faster than InfiniBand {where}: which is for GPUs?")
+    elif any(port.adapter.startswith(("hfi", "opa")) for port in fabrics):
         facts.say((*at, "type"), "omnipath", f"ibstat {where}")
-    elif any(port.infiniband for port in ports):
+    elif fabrics:
         facts.say((*at, "type"), "infiniband", f"ibstat {where}")
     elif not told.get("hsn") and (
         all(port.link_layer == "Ethernet" for port in ports)
@@ -190,6 +194,10 @@ def _fabric_type(
         facts.say((*at, "type"), "ethernet", f"no other network device {where}")
     else:
         facts.ask((*at, "type"), f"neither ibstat nor a Slingshot device {where}")
+
+
+def _fastest(ports: Sequence[Port]) -> float:
+    return max((port.rate_gbps or 0 for port in ports), default=0)
 
 
 def _hsn(facts: Facts, at: Place, told: Mapping[str, str], where: str) -> None:

@@ -234,6 +234,9 @@ def test_one_node_does_not_speak_for_others_with_other_cpus_or_features() -> Non
     described, site = found(told)
     assert site.partitions["booster"].fabric is None
     assert "booster: its nodes differ, so that jwb0003 does not speak for all" in described.notes
+    nodes = whole.login["scontrol-node.txt"].replace("RealMemory=505600", "RealMemory=1024000", 1)
+    _, site = found(Captured({**whole.login, "scontrol-node.txt": nodes}, whole.nodes))
+    assert site.partitions["booster"].fabric is None
     text = whole.login["scontrol-node.txt"].replace("mem512,gpu,amd,booster", "mem512,titan", 2)
     _, site = found(Captured({**whole.login, "scontrol-node.txt": text}, whole.nodes))
     assert site.partitions["booster"].gpus is None
@@ -279,14 +282,17 @@ def test_gpus_that_slurm_does_not_know_on_shared_nodes_are_told_only() -> None:
         ("rdma=mlx5_0 mlx5_1\ncxi=\nhsn=", "Ethernet Active,InfiniBand Down"),
         ("rdma=none\ncxi=\nhsn=hsn0:100000", ""),
         ("rdma=efa_0\ncxi=\nhsn=", "Unspecified Active"),
+        ("rdma=mlx5_0 mlx5_1\ncxi=\nhsn=", "InfiniBand Active,Ethernet Active 400"),
     ],
 )
 def test_a_network_that_may_be_another_is_asked_for(node: str, ibstat: str) -> None:
     whole = of_set("vista")
     ports = "".join(
         f"CA 'mlx5_{number}'\n\tPort 1:\n\t\tState: {state}\n\t\tPhysical state: LinkUp\n"
-        f"\t\tRate: 100\n\t\tLink layer: {layer}\n"
-        for number, (layer, state) in enumerate(map(str.split, filter(None, ibstat.split(","))))
+        f"\t\tRate: {''.join(rate) or 100}\n\t\tLink layer: {layer}\n"
+        for number, (layer, state, *rate) in enumerate(
+            map(str.split, filter(None, ibstat.split(",")))
+        )
     )
     told = {"node.txt": f"partition=gh\nhost=c608-002\n{node}\n", "ibstat.txt": ports}
     _, site = found(Captured(whole.login, ({**whole.nodes[0], **told},)))

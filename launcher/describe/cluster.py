@@ -64,7 +64,7 @@ def _mpi_facts(facts: Facts, slurm: Slurm) -> None:
         if default in _MPI:
             facts.say(at, default, f"MpiDefault of {_CONFIG}")
     elif default in _MPI and default not in listed:
-        facts.questions[at] = f"MpiDefault is {default}, srun --mpi=list has {', '.join(listed)}"
+        facts.ask(at, f"MpiDefault is {default}, srun --mpi=list has {', '.join(listed)}")
     elif default == "cray_shasta" or (default == "pmi2" and "pmix" not in listed):
         facts.say(at, default, f"MpiDefault of {_CONFIG}; srun --mpi=list")
     elif "pmix" in listed:

@@ -67,8 +67,11 @@ class Facts:
             self._disputed[place] = [f"{' and '.join(old.sources)} says {old.value}", claim]
 
     def ask(self, place: Place, question: str) -> None:
-        """Note what would tell the value at ``place``, in case that nothing does."""
-        self.questions.setdefault(place, question)
+        """Note what would tell the value at ``place``, in case that nothing does.
+
+        Who asks last has heard most.
+        """
+        self.questions[place] = question
 
     def value(self, place: Place) -> Any:
         """What is known there, or None."""

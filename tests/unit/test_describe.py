@@ -258,7 +258,10 @@ def test_cpus_next_to_gpus_are_left_out_where_the_job_saw_only_its_own() -> None
     whole = of_set("tamia")
     topo = whole.nodes[0]["nvidia-smi-topo.txt"]
     node = {**whole.nodes[0], "nvidia-smi-topo.txt": topo.replace("0-23", "0-5")}
-    gpus = found(Captured(whole.login, (node,)))[1].partitions["gpubase_bynode_b1-h100"].gpus
+    described, site = found(Captured(whole.login, (node,)))
+    question = "nvidia-smi topo -m on tg10102 shows CPUs that are no whole NUMA nodes"
+    assert ("partitions.gpubase_bynode_b1-h100.gpus.cpus", question) in described.questions
+    gpus = site.partitions["gpubase_bynode_b1-h100"].gpus
     assert gpus is not None
     assert (gpus.cpus, gpus.topology) == ([], "all-to-all")
 

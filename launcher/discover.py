@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from launcher.describe.captures import LOGIN, ON_NODE
 from launcher.describe.site import Described, describe
 from launcher.errors import PlanError, Problem, RunError
+from launcher.render.quoting import shell_value
+from launcher.render.short_job import short_job
 from launcher.resources import builtin
 from launcher.schedulers.base import JobRef, JobState, Scheduler, clean_environment
 from launcher.schedulers.registry import scheduler_for
 from launcher.spec.rules import read_site
 from launcher.spec.site import Partition
 from launcher.spec.source import parse
-from launcher.units import slurm_time
 
 __all__ = [
     "Captured",
@@ -224,7 +224,7 @@ def probe(what: Probe, folder: Path, *, say: Callable[[str], object]) -> None:
         say(f"job {job.id} asks a node of {what.partition}")
         _wait(scheduler, job, done, say)
     except KeyboardInterrupt:
-        again = f"hpc-llm site discover --from {quote(str(folder))}"
+        again = f"hpc-llm site discover --from {shell_value(folder)}"
         say(f"job {job.id} stays queued (scancel {job.id} ends it); when it is over: {again}")
         raise
     if not done.exists():
@@ -252,25 +252,12 @@ def _wait(scheduler: Scheduler, job: JobRef, done: Path, say: Callable[[str], ob
 
 
 def _script(what: Probe, found: Captured, place: Path) -> str:
-    options: dict[str, str | None] = {
-        **_asked(what, found),
-        "--account": what.account,
-        "--nodes": "1",
-        "--ntasks": "1",
-        "--time": slurm_time(_PROBE_S),
-        "--no-requeue": "",
-        "--output": str(place / "log").replace("%", "%%"),
-    }
-    lines = [
-        f"#SBATCH {option}" + (f"={quote(value)}" if value else "")
-        for option, value in options.items()
-        if value is not None
-    ]
+    options = {**_asked(what, found), "--account": what.account}
     settings = {"place": str(place), "partition": options["--partition"] or ""}
     settings["login_tmpdir"] = os.environ.get("TMPDIR", "")
-    given = [f"{name}={quote(value)}" for name, value in settings.items()]
+    given = [f"{name}={shell_value(value)}" for name, value in settings.items()]
     body = builtin("templates").joinpath("slurm", "probe.sh").read_text(encoding="utf-8")
-    return "\n".join(["#!/bin/bash", *lines, *given, body])
+    return short_job(options, [*given, body], log=place / "log", time_s=_PROBE_S)
 
 
 def _asked(what: Probe, found: Captured) -> dict[str, str | None]:

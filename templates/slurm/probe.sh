@@ -48,7 +48,7 @@ facts() {
   echo "memlock_kib=$(ulimit -l)"
   echo "shm_kib=$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)"
   echo "proxy=${https_proxy:-${HTTPS_PROXY:-}}"
-  if reached huggingface.co || reached pypi.org; then echo internet=yes; else echo internet=no; fi
+  if reached huggingface.co || reached github.com; then echo internet=yes; else echo internet=no; fi
   local names=() entry
   for entry in /sys/class/infiniband/*; do [[ -e "$entry" ]] && names+=("${entry##*/}"); done
   echo "rdma=${names[*]:-none}"

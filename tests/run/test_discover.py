@@ -111,6 +111,13 @@ def test_a_probe_asks_for_all_gpus_of_one_node_and_records_it(cli: Cli, slurm: F
     assert yaml.safe_load((cli.home / "found.yaml").read_text())["partitions"]["gpularge"]["gpus"]
 
 
+def test_an_option_that_would_end_its_line_is_refused(cli: Cli, slurm: FakeSlurm) -> None:
+    hostile = "us\ntouch pwned"
+    done = cli.ask("site", "discover", "--probe", "gpularge", "--account", hostile)
+    assert (done.code, done.codes) == (4, ["plan.sbatch-value"])
+    assert slurm.jobs == {}
+
+
 def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(cli: Cli, slurm: FakeSlurm) -> None:
     with started(cli, slurm) as process:
         assert process.stderr is not None

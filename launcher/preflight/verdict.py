@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.errors import Problem
-from launcher.plan.types import Plan
+from launcher.nodelist import expand
+from launcher.plan.types import Network, Plan
 from launcher.preflight.facts import Facts, NodeFacts
+from launcher.preflight.speeds import Fault, Link, slow
 
-__all__ = ["Finding", "check_world", "judge"]
+__all__ = ["LOCKED_BYTES", "Finding", "check_world", "judge", "judge_links", "shared_bytes"]
 
 # NCCL's segment for one connection of two ranks on a node, as in "failed to extend
 # /dev/shm/nccl-… to 9637892 bytes" (kserve/kserve issue 3791). Without NVLink or PCIe peers it
@@ -25,8 +27,10 @@ _CHANNELS = 2
 # Buffers of as many connections to the next node, each way, are registered with the network's
 # device, which locks them; NCCL's user guide wants no limit at all.
 _LOCKED_CONNECTIONS = 16
+LOCKED_BYTES = 2 * _LOCKED_CONNECTIONS * CONNECTION_BYTES
 # Of a single node nobody can say whether others are like it: in what a job brings along, they are.
 _OF_A_NODE = {
+    "preflight.gpu-model",
     "preflight.gpu-twice",
     "preflight.gpus",
     "preflight.model-differs",
@@ -53,11 +57,19 @@ class Finding:
     ----------
     mendable
         Whether other nodes in their place may do better.
+    part
+        What of these nodes it is about, such as ``GPU 3`` or ``mlx5_1:1``.
     """
 
     problem: Problem
     hosts: tuple[str, ...]
     mendable: bool
+    part: str = "node"
+
+
+def shared_bytes(ranks: int) -> int:
+    """What NCCL may need of ``/dev/shm`` for so many ranks on a node."""
+    return ranks * _CHANNELS * CONNECTION_BYTES
 
 
 def check_world(
@@ -93,17 +105,67 @@ def judge(plan: Plan, replica: int, ranks: Sequence[Facts], digest: str | None) 
     """
     court = _Court(plan, replica, ranks)
     found = [
+        *court.places(),
         *court.models(digest),
         *court.libraries(),
         *court.gpus(),
+        *court.gpu_models(),
+        *court.ports(),
         *court.limits(),
         *court.versions(),
     ]
     return [court.finding(*one) for one in found]
 
 
-# Code, message, hint, and the first ranks of the nodes on which it is so.
-_Found = tuple[str, str, str, Sequence[Facts]]
+# Code, message, hint, and the first ranks of the nodes on which it is so; the part of these nodes.
+_Found = tuple[str, str, str, Sequence[Facts]] | tuple[str, str, str, Sequence[Facts], str]
+
+
+def judge_links(
+    plan: Plan, links: Sequence[Link], faults: Sequence[Fault], hosts: Sequence[str]
+) -> Iterator[Finding]:
+    """What is wrong with the links between ranks, or with the GPUs that were to measure them.
+
+    Parameters
+    ----------
+    hosts
+        The nodes of the replica, in their order.
+    """
+    each = plan.layout.cut.ranks // plan.step.nodes
+    for fault in faults:
+        if fault.gpu:
+            message = f"rank {fault.rank} on {fault.host} cannot use its GPU: {fault.error}"
+            hint = "tell whoever runs the cluster; the job leaves this node out where it can"
+            problem = Problem("preflight.gpus", message, hint=hint)
+            yield Finding(problem, (fault.host,), mendable=True, part=f"GPU {fault.rank % each}")
+    for link, rate, blamed in slow(plan, links):
+        most = "" if link.finished else "less than "
+        between = " and ".join(_ends(link.ranks, hosts, each))
+        message = (
+            f"{link.kind} of {between} has {most}{_gb(link.bytes_per_s)} GB/s, and the site "
+            f"declares {_gb(rate)} GB/s"
+        )
+        hint = "compare the figures of the site file, then tell whoever runs the cluster"
+        at = tuple(dict.fromkeys(hosts[rank // each] for rank in blamed))
+        problem = Problem("preflight.slow-link", message, hint=hint)
+        # Of two nodes nobody can say which; of more that are all slow, more would be.
+        mendable = len(at) < len(hosts) or len(hosts) <= 2  # noqa: PLR2004 - as said
+        part = f"link {'-'.join(map(str, (link.ranks[0], link.ranks[-1])))}"
+        yield Finding(problem, at, mendable, part)
+
+
+def _ends(ranks: Sequence[int], hosts: Sequence[str], each: int) -> list[str]:
+    """The ranks by node: each of two, or the first and last of a group on each."""
+    found = []
+    for node in dict.fromkeys(rank // each for rank in ranks):
+        own = [rank for rank in ranks if rank // each == node]
+        name = f"rank {own[0]}" if len(own) == 1 else f"ranks {own[0]}-{own[-1]}"
+        found.append(f"{name} on {hosts[node]}")
+    return found
+
+
+def _gb(rate: float) -> str:
+    return f"{rate / 1e9:.3g}"
 
 
 class _Court:
@@ -111,11 +173,31 @@ class _Court:
         self._plan, self._replica, self._ranks = plan, replica, ranks
         self._nodes = [(rank, rank.node) for rank in ranks if rank.node is not None]
 
-    def finding(self, code: str, message: str, hint: str, at: Sequence[Facts]) -> Finding:
+    def finding(
+        self, code: str, message: str, hint: str, at: Sequence[Facts], part: str = "node"
+    ) -> Finding:
         hosts = tuple(dict.fromkeys(rank.host for rank in at))
         everywhere = len(at) == len(self._nodes)
         alone = len(self._nodes) == 1 and code in _OF_A_NODE
-        return Finding(Problem(code, message, hint=hint), hosts, not everywhere or alone)
+        mendable = code != "preflight.wrong-node" and (not everywhere or alone)
+        return Finding(Problem(code, message, hint=hint), hosts, mendable, part)
+
+    def places(self) -> Iterator[_Found]:
+        """Ranks that a launcher has put where the job is not."""
+        first = self._ranks[0]
+        try:
+            nodes = expand(first.nodes or "")
+        except ValueError:
+            return
+        wrong = [
+            rank
+            for rank in self._ranks
+            if nodes and rank.job != first.job and rank.host.partition(".")[0] not in nodes
+        ]
+        if wrong:
+            message = f"job {first.job} has the nodes {first.nodes}, and not that of {_who(wrong)}"
+            hint = "start script.sh as it was rendered, without a hostfile of your own"
+            yield "preflight.wrong-node", message, hint, wrong
 
     def models(self, digest: str | None) -> Iterator[_Found]:
         plan = self._plan
@@ -188,13 +270,13 @@ class _Court:
             if absent and rank.node is not None:
                 message = f"{rank.who} is to use GPU {_listed(absent)}, and sees {count} GPUs"
                 hint = "compare gpus.per_node of the site file with `nvidia-smi -L` there"
-                yield "preflight.gpus", message, hint, [rank]
+                yield "preflight.gpus", message, hint, [rank], f"GPU {absent[0]}"
             for device in () if absent else self._own(rank, devices):
                 uuid = node.gpus[int(device)] if device.isdigit() else device
                 if uuid in seen:
                     message = f"{seen[uuid].who} and {rank.who} would use the same GPU, {uuid}"
                     hint = "start script.sh as it was rendered: every rank has a GPU of its own"
-                    yield "preflight.gpu-twice", message, hint, [rank]
+                    yield "preflight.gpu-twice", message, hint, [rank], f"GPU {device}"
                 seen.setdefault(uuid, rank)
 
     def _node_of(self, rank: Facts) -> NodeFacts:
@@ -205,23 +287,56 @@ class _Court:
         placements = self._plan.task(self._replica, rank.rank)
         return [devices[p.local_rank] for p in placements if p.local_rank < len(devices)]
 
+    def gpu_models(self) -> Iterator[_Found]:
+        """GPUs of another kind than the site says."""
+        wanted = self._plan.gpus.model if self._plan.gpus else None
+        if wanted is None:
+            return
+        for rank, node in self._nodes:
+            other = [
+                n for n, name in enumerate(node.gpu_names) if _plain(wanted) not in _plain(name)
+            ]
+            if other:
+                name = node.gpu_names[other[0]]
+                message = f"GPU {_listed(map(str, other))} of {rank.host} is {name!r}"
+                hint = "correct gpus.model of the site file, or ask for nodes of one kind"
+                message = f"{message}, and the site says {wanted}"
+                yield "preflight.gpu-model", message, hint, [rank], f"GPU {other[0]}"
+
+    def ports(self) -> Iterator[_Found]:
+        """Rails that are down, slow or missing.
+
+        Where no node shows any device, a container may hide them: NCCL's log tells, then.
+        """
+        network = self._plan.network
+        if network is None or network.type == "slingshot" or network.sockets:
+            return
+        if not any(node.rdma for _, node in self._nodes):
+            return
+        for rank, node in self._nodes:
+            for hca, wrong in _bad_ports(network, node):
+                message = f"{hca} of {rank.host} {wrong}"
+                hint = "tell whoever runs the cluster; the job leaves this node out where it can"
+                yield "preflight.port", message, hint, [rank], hca
+
     def limits(self) -> Iterator[_Found]:
         plan, nodes = self._plan, self._plan.step.nodes
         if plan.layout.allocation.gpus_per_node == 0:
             return
         ranks = plan.layout.cut.ranks // nodes
-        least = ranks * _CHANNELS * CONNECTION_BYTES
+        least = shared_bytes(ranks)
         small = [rank for rank, node in self._nodes if _below(node.shm_bytes, least)]
         if small and ranks > 1 and plan.env.get("NCCL_SHM_DISABLE") != "1":
             free = min(n.shm_bytes or 0 for r, n in self._nodes if r in small)
             message = f"{free} bytes of shared memory are free, and {ranks} ranks need {least}"
             hint = "give the container --shm-size=1g or more, or set NCCL_SHM_DISABLE: '1' in env"
             yield "preflight.shared-memory", f"{message}: {_who(small)}", hint, small
-        least = 2 * _LOCKED_CONNECTIONS * CONNECTION_BYTES
-        bound = [r for r, n in self._nodes if n.rdma and _below(n.memlock_bytes, least)]
+        bound = [r for r, n in self._nodes if n.rdma and _below(n.memlock_bytes, LOCKED_BYTES)]
         if bound and nodes > 1 and plan.env.get("NCCL_IB_DISABLE") != "1":
             limits = _listed(sorted({str(n.memlock_bytes) for r, n in self._nodes if r in bound}))
-            message = f"{limits} bytes may be locked (ulimit -l), and InfiniBand needs {least}"
+            message = (
+                f"{limits} bytes may be locked (ulimit -l), and InfiniBand needs {LOCKED_BYTES}"
+            )
             hint = "run `ulimit -l unlimited` before sbatch, which hands limits on, or ask the site"
             yield "preflight.locked-memory", f"{message}: {_who(bound)}", hint, bound
 
@@ -236,7 +351,31 @@ class _Court:
             told = _listed(f"{name} {version} on {host}" for host, name, version in found)
             message = f"nodes have different software ({told}): {_who(odd)}"
             hint = "use one image, or one venv that all nodes share"
+            if names == ["driver"]:
+                hint = "tell whoever runs the cluster, or leave that node out by resources.exclude"
             yield "preflight.versions", message, hint, odd
+
+
+def _plain(name: str) -> str:
+    """A name of a GPU without what the site and the driver may write differently."""
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _bad_ports(network: Network, node: NodeFacts) -> Iterator[tuple[str, str]]:
+    """Rails of the site, and what is wrong with them on a node."""
+    for rail in network.rails:
+        adapter, _, number = rail.hca.partition(":")
+        seen = [p for p in node.ports if p.adapter == adapter and number in ("", str(p.number))]
+        if not seen:
+            yield rail.hca, "is a rail of the site and is not there"
+        for port in seen:
+            if (port.state, port.physical) != ("Active", "LinkUp"):
+                yield rail.hca, f"is {port.state or 'mute'} ({port.physical or 'mute'})"
+            elif network.rate and port.rate_gbps is not None and port.rate_gbps < network.rate:
+                found = f"{port.rate_gbps:g} Gbit/s"
+                yield rail.hca, f"runs at {found}, and the site says {network.rate}"
+            elif network.type == "infiniband" and port.link_layer not in (None, "InfiniBand"):
+                yield rail.hca, f"is {port.link_layer}, and the site says InfiniBand"
 
 
 def _below(value: int | None, least: int) -> bool:

@@ -1,0 +1,204 @@
+"""Which links of a replica are measured, how fast they should be, and who is slow. Pure.
+
+A rank of a tensor-parallel group talks to all of its group at once, one of a pipeline's stage to
+its neighbours in the stages before and after it. Where a group is over several nodes, each rank is
+measured with the one in its place on the next node as well: so the node at fault has a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from launcher.plan.types import NodeGpus, Plan
+
+__all__ = ["Fault", "Link", "Measurement", "Told", "expected", "merge", "schedule", "slow"]
+
+Kind = Literal["all-reduce", "exchange"]
+# What of the rate that the site declares is still well: protocols, few repetitions and messages
+# of a quarter of a GB leave of it some 60 to 90 %.
+_LEAST_SHARE = 0.5
+# Of one NVLink each way (NVIDIA's pages on NVLink: 300, 600, 900, 1800 GB/s for 6, 12, 18, 18
+# links, both ways together).
+_NVLINK_BYTES_PER_S = {"nvlink2": 25e9, "nvlink3": 25e9, "nvlink4": 25e9, "nvlink5": 50e9}
+# A process that sends by gloo is bound by its CPU, not by a fast network.
+_GLOO_BYTES_PER_S = 1e9
+_BYTES_PER_GBIT = 1e9 / 8
+_LEAST_BYTES, _MOST_BYTES = 1 << 20, 256 << 20
+# So long as a message takes on a link that is as fast as it should be.
+_MESSAGE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One thing to measure.
+
+    Attributes
+    ----------
+    kind
+        An all-reduce of all ``ranks``, or two of them that send to each other at once.
+    size
+        Bytes of one message.
+    """
+
+    kind: Kind
+    ranks: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """What came of one.
+
+    Attributes
+    ----------
+    bytes_per_s
+        Each way; of an all-reduce its bus bandwidth, which a link would have to have
+        (NVIDIA/nccl-tests, doc/PERFORMANCE.md).
+    latency_s
+        Of a message of 8 bytes.
+    finished
+        Whether it was in time; if not, it is slower than that.
+    """
+
+    kind: Kind
+    ranks: tuple[int, ...]
+    bytes_per_s: float
+    latency_s: float | None = None
+    finished: bool = True
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Link:
+        return cls(**{**data, "ranks": tuple(data["ranks"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Why a rank measured nothing; ``gpu`` where that is its GPU's doing."""
+
+    rank: int
+    host: str
+    error: str
+    gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What the ranks of one task have measured."""
+
+    links: tuple[Link, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Told:
+        return cls(
+            links=tuple(map(Link.from_json, data["links"])),
+            faults=tuple(Fault(**fault) for fault in data["faults"]),
+        )
+
+
+def schedule(plan: Plan) -> list[Measurement]:
+    """In their order, the same on all ranks, none of which is in two at once."""
+    cut, each = plan.layout.cut, _each(plan)
+    everyone = range(cut.ranks)
+    groups = [tuple(everyone[first : first + cut.tp]) for first in everyone[:: cut.tp]]
+    wanted: list[tuple[Kind, tuple[int, ...]]] = []
+    wanted += [("all-reduce", group) for group in groups if cut.tp > 1]
+    # Neighbours in turn, so that a rank between two others is with one of them at a time.
+    stages = [(rank, rank + cut.tp) for rank in everyone[: -cut.tp or None] if cut.pp > 1]
+    places = [
+        (rank, rank + each)
+        for group in groups
+        for rank in group
+        if cut.tp > each and rank + each in group
+    ]
+    wanted += [("exchange", p) for p in _in_turn(stages, cut.tp) + _in_turn(places, each)]
+    return [
+        Measurement(kind=kind, ranks=ranks, size=_size(expected(plan, kind, ranks)))
+        for kind, ranks in wanted
+    ]
+
+
+def _in_turn(pairs: Sequence[tuple[int, int]], step: int) -> list[tuple[int, int]]:
+    return sorted(pairs, key=lambda pair: (pair[0] // step % 2, pair))
+
+
+def _each(plan: Plan) -> int:
+    """Ranks on a node."""
+    return plan.layout.cut.ranks // plan.step.nodes
+
+
+def _size(rate: float | None) -> int:
+    wanted = _MESSAGE_S * (rate or 0)
+    return int(min(max(wanted, _LEAST_BYTES), _MOST_BYTES)) // 8 * 8
+
+
+def expected(plan: Plan, kind: Kind, ranks: Sequence[int]) -> float | None:
+    """Bytes/s that the site's figures come to; None where it does not give them."""
+    each, network = _each(plan), plan.network
+    on_gpus = plan.layout.allocation.gpus_per_node > 0
+    if not _spans(plan, ranks):
+        return _nvlink(plan.gpus, [rank % each for rank in ranks]) if on_gpus else None
+    if network is None or network.rate is None:
+        return None
+    rate, ports = network.rate * _BYTES_PER_GBIT, network.ports or 1
+    if not on_gpus:
+        return min(rate, _GLOO_BYTES_PER_S) / each
+    # Each rank of a group on a node has a ring through a port of its own, as far as there are any.
+    return rate * (min(ports, each) if kind == "all-reduce" else min(1, ports / each))
+
+
+def _nvlink(gpus: NodeGpus | None, positions: Sequence[int]) -> float | None:
+    if gpus is None or gpus.links is None or gpus.domain is None:
+        return None
+    joined = len({position // gpus.domain for position in positions}) == 1
+    one = _NVLINK_BYTES_PER_S.get(gpus.link or "")
+    return gpus.links * one if joined and one else None
+
+
+def merge(told: Sequence[Link]) -> list[Link]:
+    """Each link once, as the slowest of its ranks saw it."""
+    found: dict[tuple[Kind, tuple[int, ...]], Link] = {}
+    for link in told:
+        key = (link.kind, link.ranks)
+        if key not in found or link.bytes_per_s < found[key].bytes_per_s:
+            found[key] = link
+    return sorted(found.values(), key=lambda link: (link.kind, link.ranks))
+
+
+def slow(plan: Plan, links: Sequence[Link]) -> list[tuple[Link, float, tuple[int, ...]]]:
+    """Links that are too slow, what they should have, and ranks of the nodes that may be at fault.
+
+    Of two ranks at a slow link the one is not at fault whose node has another link to the same
+    ports which is well.
+    """
+    lanes = min(plan.layout.cut.tp, _each(plan))
+
+    def end(rank: int) -> tuple[int, int]:
+        return rank // _each(plan), rank % lanes
+
+    judged = [(link, expected(plan, link.kind, link.ranks)) for link in links]
+    bad = [(link, rate) for link, rate in judged if rate and _is_slow(link, rate)]
+    pairs = [(link, rate) for link, rate in judged if rate and _is_pair(plan, link)]
+    well = {end(rank) for link, rate in pairs if not _is_slow(link, rate) for rank in link.ranks}
+    named = any(_is_pair(plan, link) for link, _ in bad)
+    return [
+        (link, rate, tuple(r for r in link.ranks if end(r) not in well) or link.ranks)
+        for link, rate in bad
+        # A group over nodes is as slow as the pair in it that has a name of its own.
+        if not (named and link.kind == "all-reduce" and _spans(plan, link.ranks))
+    ]
+
+
+def _is_slow(link: Link, rate: float) -> bool:
+    return link.bytes_per_s < _LEAST_SHARE * rate
+
+
+def _is_pair(plan: Plan, link: Link) -> bool:
+    return link.kind == "exchange" and _spans(plan, link.ranks)
+
+
+def _spans(plan: Plan, ranks: Sequence[int]) -> bool:
+    """Whether they are on several nodes."""
+    return len({rank // _each(plan) for rank in ranks}) > 1

@@ -94,7 +94,7 @@ def prepare_visit(
     slots = (place.gpus.per_node if place.gpus else place.slots) if place else 1
     least_s = place.limits.min_time or 0 if place else 0
     runtime = next((spec.engines[e] for e in _ENGINES if e in spec.engines), None)
-    asked = {"partition": name, "account": account, "time": max(_TIME_S, least_s)}
+    asked = {"partition": name, "account": account, "time": f"{max(_TIME_S, least_s)}s"}
     job = {
         "name": "doctor",
         "engine": "echo",
@@ -194,7 +194,11 @@ def _link_row(plan: Plan, link: Link, hosts: Sequence[str]) -> Row:
 
 def _with(rows: Sequence[Row], problem: Problem, where: Mapping[str, Any]) -> list[Row]:
     """The rows, with the problem in those that it is about, or after them."""
-    told = {"verdict": problem.code, "seen": problem.message, "remedy": problem.hint}
+    told: dict[str, Any] = {
+        "verdict": problem.code,
+        "seen": problem.message,
+        "remedy": problem.hint,
+    }
     about = [
         row
         for row in rows
@@ -210,7 +214,7 @@ def _with(rows: Sequence[Row], problem: Problem, where: Mapping[str, Any]) -> li
 
 
 def look_here(folder: Path, environ: Mapping[str, str] = os.environ) -> Report:
-    """This machine, and the file system of ``folder``, without a scheduler."""
+    """Look at this machine and at the file system of ``folder``; no scheduler is needed."""
     node = look(None, environ, gpus=True)
     host = platform.node()
     rows, problems = [], []

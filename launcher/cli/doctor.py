@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,16 +38,7 @@ UNFIT = 4
     help="Where the job's files go, which all nodes have to see.",
 )
 def command(
-    run: Path | None,
-    site: str | None,
-    partition: str | None,
-    nodes: int,
-    account: str | None,
-    settings: tuple[str, ...],
-    directory: Path,
-    *,
-    here: bool,
-    waiting: bool,
+    run: Path | None, directory: Path, *, here: bool, waiting: bool, **visit: Any
 ) -> Answer:
     """Say whether nodes are fit for runs: a short job measures GPUs, ports and links.
 
@@ -60,10 +52,10 @@ def command(
         return _here(directory)
     from launcher.sites import choose_site
 
-    chosen = choose_site(site, partition=partition)
-    if chosen.spec.scheduler.type == "local":
+    site = choose_site(visit.pop("site"), partition=visit["partition"])
+    if site.spec.scheduler.type == "local":
         return _here(directory)
-    return _visit(chosen, directory, partition, nodes, account, settings, waiting=waiting)
+    return _visit(site, directory, visit, waiting=waiting)
 
 
 def _here(directory: Path) -> Answer:
@@ -72,25 +64,13 @@ def _here(directory: Path) -> Answer:
     return _answer(look_here(directory if directory.is_dir() else Path.cwd()))
 
 
-def _visit(
-    site: LoadedSite,
-    directory: Path,
-    partition: str | None,
-    nodes: int,
-    account: str | None,
-    settings: tuple[str, ...],
-    *,
-    waiting: bool,
-) -> Answer:
+def _visit(site: LoadedSite, directory: Path, visit: Mapping[str, Any], *, waiting: bool) -> Answer:
     from launcher.cli.follow import follow
     from launcher.doctor import prepare_visit
     from launcher.submit import submit
 
     folder = directory.absolute() / time.strftime("%Y%m%d-%H%M%S")
-    prepared = prepare_visit(
-        site, folder, partition=partition, nodes=nodes, account=account, settings=settings
-    )
-    submission = submit(prepared)
+    submission = submit(prepare_visit(site, folder, **visit))
     run, job = submission.run, submission.job
     text = f"job {job.id if job else ''} is submitted"
     if not waiting:

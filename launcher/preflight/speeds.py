@@ -7,6 +7,7 @@ measured with the one in its place on the next node as well: so the node at faul
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -170,25 +171,48 @@ def merge(told: Sequence[Link]) -> list[Link]:
 def slow(plan: Plan, links: Sequence[Link]) -> list[tuple[Link, float, tuple[int, ...]]]:
     """Links that are too slow, what they should have, and ranks of the nodes that may be at fault.
 
-    Of two ranks at a slow link the one is not at fault whose node has another link to the same
-    ports which is well.
+    A link between nodes has two ends, and the fewest that explain all slow ones are at fault.
     """
-    lanes = min(plan.layout.cut.tp, _each(plan))
-
-    def end(rank: int) -> tuple[int, int]:
-        return rank // _each(plan), rank % lanes
-
     judged = [(link, expected(plan, link.kind, link.ranks)) for link in links]
     bad = [(link, rate) for link, rate in judged if rate and _is_slow(link, rate)]
     pairs = [(link, rate) for link, rate in judged if rate and _is_pair(plan, link)]
-    well = {end(rank) for link, rate in pairs if not _is_slow(link, rate) for rank in link.ranks}
-    named = any(_is_pair(plan, link) for link, _ in bad)
+    well = {r for link, rate in pairs if not _is_slow(link, rate) for r in _ends(plan, link)}
+    named = [_ends(plan, link) for link, _ in bad if _is_pair(plan, link)]
+    guilty = _guilty(named, well)
+    if len(guilty) > 1 and len(named) == len(pairs):  # rather all, or the figure is wrong
+        guilty = {end for ends in named for end in ends}
     return [
-        (link, rate, tuple(r for r in link.ranks if end(r) not in well) or link.ranks)
+        (link, rate, tuple(r for r in link.ranks if _end(plan, r) in guilty) or link.ranks)
         for link, rate in bad
         # A group over nodes is as slow as the pair in it that has a name of its own.
         if not (named and link.kind == "all-reduce" and _spans(plan, link.ranks))
     ]
+
+
+# A node, and which of its ports: the place of a rank in its group on it.
+_End = tuple[int, int]
+
+
+def _end(plan: Plan, rank: int) -> _End:
+    each = _each(plan)
+    return rank // each, rank % min(plan.layout.cut.tp, each)
+
+
+def _ends(plan: Plan, link: Link) -> set[_End]:
+    return {_end(plan, rank) for rank in link.ranks}
+
+
+def _guilty(pairs: Sequence[set[_End]], well: set[_End]) -> set[_End]:
+    """The ends that explain that all ``pairs`` are slow, those that can be no other's first."""
+    guilty: set[_End] = set()
+    left = [pair - well or pair for pair in pairs]
+    while left:
+        count = Counter(end for pair in left for end in pair)
+        alone = {end for pair in left if len(pair) == 1 for end in pair}
+        most = max(count.values())
+        guilty |= alone or {end for end, number in count.items() if number == most}
+        left = [pair for pair in left if pair.isdisjoint(guilty)]
+    return guilty
 
 
 def _is_slow(link: Link, rate: float) -> bool:

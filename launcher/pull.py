@@ -24,6 +24,7 @@ from launcher.process import ProcessIds
 from launcher.schedulers.base import JobRef, Scheduler
 from launcher.schedulers.registry import scheduler_for
 from launcher.sites import LoadedSite, choose_site
+from launcher.spec.rules import holds_password
 from launcher.spec.site import SiteSpec
 from launcher.turns import held
 from launcher.units import slurm_time
@@ -37,8 +38,6 @@ _CHUNK_BYTES = 65536
 _KEPT_BYTES = 1 << 16
 _FULL = re.compile(rb"(?i)no space left on device|disk quota exceeded")
 _LOOK_S = 0.5
-# user:password@ and the like, where an image's name may stand; enroot takes a user alone.
-_SECRET = re.compile(r"^(?:\w+://)?[^/@]*:[^/@]*@(?!sha256:)")
 _REGISTRY = re.compile(r"^(?P<host>[^/#]+[.:][^/#]*|localhost)[/#](?P<path>.+)$")
 
 
@@ -100,7 +99,7 @@ def wanted(
     """
     named = _named(source, site)
     image, spec = named.image, named.site.spec
-    if _SECRET.search(image):
+    if holds_password(image):
         message = "the name of the image holds a password, which would get into logs"
         hint = "leave it to the runtime's own files: see `hpc-llm explain container.secret`"
         raise PlanError(Problem("container.secret", message, hint=hint))
@@ -338,7 +337,8 @@ def pull_by_job(
         _check_arch(what, image_arch(str(what.out)))
         return Pulled(what.out, "there")
     _check_arch(what, there.cpus.arch if there.cpus else None, hint="choose nodes like those")
-    folder = what.out.parent / f".pulling.{what.out.name}.job"
+    who = f"{platform.node()}.{os.getpid()}"
+    folder = what.out.parent / f".pulling.{what.out.name}.{who}"  # another one may ask too
     log = folder / "log"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """One rank of TensorRT-LLM in a process of its own, with a runner that a test gives.
 
 python leader_ranks.py RUN RANK WORLD RUNNER.py, with - as RANK where a launcher gives it. With
-``ON_INFINIBAND`` in the environment its plan has GPUs and such a network.
+``ON_INFINIBAND`` in the environment its plan has GPUs and such a network; ``STOP_S`` are the
+seconds that a world has for its end.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from run_making import make_plan
 from launcher.plan.layout import NodeShape, lay_out
 from launcher.plan.types import Cut, Launcher, Network, NodeGpus, Step
 from launcher.rundir import RunDir
+from launcher.runner import leader
 from launcher.runner.identity import find_rank
 from launcher.runner.leader import Rank, run_rank
 from launcher.runner.network import NcclLog
@@ -27,6 +29,8 @@ __all__ = ["main"]
 
 def main() -> int:
     run, number, world, runner = sys.argv[1:]
+    if "STOP_S" in os.environ:
+        leader.STOP_S = leader.HURRY_S = leader.LOOK_S = float(os.environ["STOP_S"])
     tasks = int(world)
     launcher: Launcher = "mpirun" if "OMPI_COMM_WORLD_RANK" in os.environ else "srun"
     own: dict[str, Any] = {}

@@ -60,14 +60,13 @@ def journal(path: Path) -> list[Noted]:
 
 def write_site(path: Path, gpus: int = 2) -> Path:
     """A machine without a scheduler that says it has GPUs."""
+    kind = {"model": "h100", "memory": "80GB", "per_node": gpus, "topology": "all-to-all"}
     site = {
         "schema": 1,
         "name": "gpus",
         "scheduler": {"type": "local"},
         "launch": {"with": "none"},
-        "partitions": {
-            "gpu": {"nodes": 1, "gpus": {"model": "h100", "memory": "80GB", "per_node": gpus}}
-        },
+        "partitions": {"gpu": {"nodes": 1, "gpus": kind}},
     }
     path.write_text(yaml.safe_dump(site))
     return path

@@ -163,6 +163,8 @@ class TensorRtLlmEngine(LibraryEngine[Started]):
             # On the event loop, where its answer is awaited.
             output = started.llm.generate_async(prompt, params)
         except (started.refused, ValueError, TypeError) as exc:
+            if _has_ended(started.llm):
+                raise
             raise _refusal(exc) from exc
         self._in_flight[request.id] = output
         if self._statistics is None:  # there are none before the first request
@@ -247,6 +249,16 @@ def _drawn(sampling: Sampling) -> dict[str, Any]:
         "top_k": sampling.top_k,
         **common,
     }
+
+
+def _has_ended(llm: Any) -> bool:
+    """Whether it has shut down, and what it raises is of no request.
+
+    An error of one of its threads, of whatever type, is raised by the next request, after a
+    shutdown (executor/executor.py, ``_handle_background_error``).
+    """
+    executor = getattr(llm, "_executor", None)
+    return bool(getattr(executor, "is_shutdown", lambda: False)())
 
 
 def _refusal(exc: Exception) -> RowError:

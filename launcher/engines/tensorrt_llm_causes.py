@@ -32,6 +32,13 @@ _ECHOES = re.compile(
     r"|Error in event loop: |AssertionError: Sampling failed|MpiSession shutdown timeout"
 )
 
+# What TensorRT-LLM itself logs below an error, it has got over: its autotuner warns of each tactic
+# that fails, in the words of CUDA (_torch/autotuner.py; levels are those of logger.py and
+# cpp/tensorrt_llm/common/logger.h).
+_GOT_OVER = re.compile(
+    r"\[TRT-LLM\] (?:\[RANK \d+\] )?\[[WIVD]\] |\[TensorRT-LLM\]\[(?:WARNING|INFO|DEBUG|TRACE)\] "
+)
+
 _MPI_HINT = "compare launch.mpi with `srun --mpi=list`; the image's Open MPI has to speak that PMIx"
 _MEMORY_HINT = (
     "raise parallelism.tp or pp, use a quantised checkpoint, or lower max_num_tokens, "
@@ -346,7 +353,7 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
             "engine.died",
             _LOG_HINT,
             (
-                "Encountered an error in (?:forward function|sampling): ",  # …/py_executor.py
+                "Encountered an error in (?:forward function|sampling|decode): ",  # py_executor.py
                 r"(?<=\] failed with exception: )",  # llmapi/mpi_session.py, task_wrapper
                 r"Failed to initialize executor on rank \d+: ",  # executor/worker.py, worker_main
             ),
@@ -367,7 +374,7 @@ _CAUSES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
 
 def cause(line: str) -> Cause | None:
     """What failed, when ``line`` tells it and does not merely say that something else has."""
-    if is_echo(line):
+    if is_echo(line) or _GOT_OVER.search(line):
         return None
     for order, (code, hint, pattern) in enumerate(_CAUSES):
         if found := pattern.search(line):

@@ -68,9 +68,10 @@ _FIGURES = (
     ("max_seq_len", re.compile(r"Adjusted max_seq_len to (\d+)")),
 )
 
-# _torch/pyexecutor/py_executor.py, _forward_step and _sample_async: all active requests fail as if
-# each were to blame, and no later one is answered, as the executor's thread ends
-_FAILS_ALL = re.compile(r"Encountered an error in (?:forward function|sampling): ")
+# _torch/pyexecutor/py_executor.py, _forward_step, _sample_async and _prepare_draft_requests: all
+# active requests fail as if each were to blame, and of a pass no later one is answered, as the
+# executor's thread ends
+_FAILS_ALL = re.compile(r"Encountered an error in (?:forward function|sampling|decode): ")
 # After these nothing more will come of the world that this rank is of. 0: the process is about to
 # end everything itself. 1: more lines of the same failure follow.
 _ENDINGS = (

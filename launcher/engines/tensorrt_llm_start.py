@@ -140,7 +140,7 @@ def _config(model: str) -> dict[str, Any]:
         message = f"there is no checkpoint at {model}: {said(exc)}"
         hint = "point model at a directory in the Hugging Face layout"
         raise RunError(Problem("engine.model", message, hint=hint)) from exc
-    return {**config, **config.get("text_config", {})}
+    return {**config, **(config.get("text_config") or {})}
 
 
 def _prepare_environment(ranks: int) -> None:

@@ -202,6 +202,8 @@ def _check_model(r: Resolver, cut: Cut, partition: Partition, node: NodeShape) -
         if r.job.engine == "tensorrt-llm":
             options, gpu = r.job.engine_options, gpus.model if gpus else None
             found = trtllm_checks.without_heads(found, options)
+            memory = gpus.memory if gpus else None
+            found += trtllm_checks.check_memory(r.facts.shape, cut, memory)
             for problem, path in trtllm_checks.check_model(r.facts.shape, cut, gpu, options):
                 r.problems.append(_located(problem, r.job_source.at(field_path(*path))))
         r.problems += [_located(p, r.job_source.at(field_path("parallelism"))) for p in found]

@@ -123,6 +123,13 @@ _NESTED = (
     "scheduler_config",
     "torch_compile_config",
 )
+_MAY_BE_NULL = ("attention_dp_config", "cuda_graph_config", "torch_compile_config")
+_OR_NULL = (dict, type(None))
+# Of sequences and of tokens; the first two have a value in every engine.yaml.
+_COUNTS = ("max_batch_size", "max_num_tokens", "max_beam_width", "max_input_len", "max_seq_len")
+_ALWAYS_COUNTED = _COUNTS[:2]
+# What the names of all switches begin with.
+_SWITCHES = ("enable_", "disable_")
 
 
 def complaints(given: Mapping[str, Any], known: Collection[str], where: str) -> list[Complaint]:
@@ -135,7 +142,8 @@ def complaints(given: Mapping[str, Any], known: Collection[str], where: str) -> 
     where
         The TensorRT-LLM that takes them, in words, such as ``TensorRT-LLM 1.2.1``.
     """
-    return [*_NAMES.complaints(given, known, where), *_wrong_values(given)]
+    free = {n: value for n, value in given.items() if n in known and n not in OWNED}
+    return [*_NAMES.complaints(given, known, where), *_wrong_values(free)]
 
 
 def _wrong_values(given: Mapping[str, Any]) -> list[Complaint]:
@@ -148,11 +156,28 @@ def _wrong_values(given: Mapping[str, Any]) -> list[Complaint]:
         )
         better = f"remove it and {_QUANTISED}; kv_cache_config: {{dtype: fp8}} is the KV cache's"
         found.append(Complaint("dtype", message, better))
-    for name in _NESTED:
-        if not isinstance(given.get(name), (dict, type(None))):
-            message = f"engine option `{name}` is {given[name]!r}, and holds options of its own"
-            found.append(Complaint(name, message, f"write {name}: {{option: value}}"))
+    for name, value in given.items():
+        if (right := _right(name, value)) is not None:
+            found.append(Complaint(name, f"engine option `{name}` is {value!r}", right))
     return found
+
+
+def _right(name: str, value: Any) -> str | None:
+    """What to write in the place of a value that is of another kind than its argument."""
+    if name in _NESTED and not isinstance(value, _OR_NULL if name in _MAY_BE_NULL else dict):
+        return f"write {name}: {{option: value}}, as it holds options of its own"
+    if name == "kv_cache_config" and not _is_share(value.get("free_gpu_memory_fraction")):
+        return "write free_gpu_memory_fraction as a share above 0 and up to 1"
+    if name in _COUNTS and (value is not None or name in _ALWAYS_COUNTED):
+        whole = type(value) is int and value > 0
+        return None if whole else "write a whole number above 0, or remove it"
+    if name.startswith(_SWITCHES) and not isinstance(value, (bool, type(None))):
+        return "write true or false, without quotes"
+    return None
+
+
+def _is_share(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 < value <= 1)
 
 
 def known_options() -> frozenset[str]:

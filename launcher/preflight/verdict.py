@@ -6,6 +6,7 @@ wrong with all is the job's, and would be so again.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _OF_A_NODE = {
 }
 # By what their own MPI_Get_library_version says.
 _OPEN_MPI = "Open MPI"
+_MAY_HAVE_PMI = re.compile(r"Open MPI v?[1-4]\.")
 # By whether srun starts the ranks.
 _FOR_OPEN_MPI = {
     True: "set launch.mpi: pmix in the site file; see `srun --mpi=list`",
@@ -245,8 +247,9 @@ class _Court:
         by_srun, pmix = self._plan.launcher == "srun", "PMIX_RANK" in rank.pmi
         pmi = any(name.startswith("PMI_") for name in rank.pmi)
         if node.mpi.startswith(_OPEN_MPI):
-            # Open MPI 4 may have been built with Slurm's PMI-1 and 2; mpirun has PMIx alone.
-            if pmix or (pmi and by_srun):
+            # Open MPI 4 may have been built with Slurm's PMI-1 and 2, of which 5 only says that it
+            # has met them (ompi/runtime/help-mpi-runtime.txt); mpirun has PMIx alone.
+            if pmix or (pmi and by_srun and _MAY_HAVE_PMI.match(node.mpi)):
                 return None
             message = f"{node.mpi} would be alone, as the launcher ({launch}) offers no PMIx"
             return message, _FOR_OPEN_MPI[by_srun]

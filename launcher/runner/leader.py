@@ -46,6 +46,8 @@ LEAVE_S = 10.0
 # Another rank may have seen more than the consequences: its word stands if it comes in time.
 FIRST_WORD_S = 3.0
 _POLL_S = 0.1
+# Between two looks of every rank at the file system that they share.
+LOOK_S = 5.0
 
 # trtllm-llmapi-launch takes the same from its task, but for SLURMD_: a process that MPI did not
 # start must not believe that it did.
@@ -164,6 +166,7 @@ class _Family:
         rank.nccl.also = self._watch.hear
         self._runner: Child | None = None
         self._told_s: float | None = None
+        self._look_s, self._over_s = 0.0, math.inf
         self._figures: dict[str, int] = {}
 
     @contextmanager
@@ -202,6 +205,9 @@ class _Family:
                 return self._fail(fault)
             if self._is_late():
                 return EXIT_CODES["resumable"]
+            if self._is_left_behind():
+                self._say(f"{self._who}: the step is over, and its worker is killed")
+                return EXIT_CODES["died"]
             self._watch.alarm.wait(_POLL_S)
         if worker.code == 0:
             return 0
@@ -327,10 +333,23 @@ class _Family:
 
     def _another_has_spoken(self) -> bool:
         """Whether a rank of this step has said why it failed."""
-        args = self._rank.args
-        kinds = ("died", "failed")
-        path = self._rank.run.outcome_path
+        return self._has_ended("died", "failed")
+
+    def _has_ended(self, *kinds: str) -> bool:
+        args, path = self._rank.args, self._rank.run.outcome_path
         return any(path(args.job, args.restart, args.replica, k).exists() for k in kinds)
+
+    def _is_left_behind(self) -> bool:
+        """Whether the step is over, and the leader has had its time to let this worker go.
+
+        A worker that hangs in its own shutdown would hold the nodes: mpirun waits for it.
+        """
+        now_s = time.monotonic()
+        if now_s > self._look_s:
+            self._look_s = now_s + LOOK_S
+            if self._over_s == math.inf and self._has_ended(*EXIT_CODES):
+                self._over_s = now_s
+        return now_s > self._over_s + STOP_S + HURRY_S
 
     def _is_late(self) -> bool:
         """Whether the step was asked to leave, and has had its time."""
@@ -358,14 +377,14 @@ def _module(name: str) -> tuple[str, ...]:
 
 
 def _limits_s(rank: Rank) -> dict[str, float]:
-    """How long each phase may take; where lines do not tell phases, all of them together."""
+    """How long each phase may take; as long as all of them where lines do not tell each one."""
     if rank.number > 0:
         return {}
     limits_s = deadlines_s(rank.plan.model_path, _patience(rank.environ.get(_PATIENCE, "1")))
     level = rank.environ.get("TLLM_LOG_LEVEL", "INFO").upper()
     if level in ("INFO", "VERBOSE", "DEBUG", "TRACE"):
         return limits_s
-    return {"mpi": sum(limits_s.values())}
+    return dict.fromkeys(limits_s, sum(limits_s.values()))
 
 
 def _patience(text: str) -> float:

@@ -204,7 +204,9 @@ class NcclLog:
                 if line == _SETTLED:
                     self._settled.set()
                 elif line:
-                    self._hear(line.decode(errors="replace"))
+                    # Whatever it is: were nobody to read any more, NCCL would wait in a full pipe.
+                    with contextlib.suppress(Exception):
+                        self._hear(line.decode(errors="replace"))
 
     def _hear(self, line: str) -> None:
         if self._echo or "NCCL WARN" in line:

@@ -166,6 +166,8 @@ class Watch:
             self.phase, self._phase_s = phase, self._heard_s
             if phase == "kv":  # until then those of the small KV cache
                 self.figures.clear()
+            if phase == "ready":  # with what was said until then it has started
+                self._cause = self._echo = None
         if found := figure(text):
             self.figures[found[0]] = found[1]
 

@@ -20,13 +20,15 @@ from launcher.spec.site import EngineRuntime, SiteSpec
 from launcher.spec.site_rules import check_partitions, check_scratch, repeated
 from launcher.spec.source import Source, by_position, child, spoken
 
-__all__ = ["check_job", "check_site", "read_job", "read_site"]
+__all__ = ["check_job", "check_site", "holds_password", "read_job", "read_site"]
 
 # Line breaks as Unicode counts them too: editors and terminals follow U+2028 and U+2029.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SECRET = re.compile(
     r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIALS)$", re.IGNORECASE
 )
+# user:password@ and the like, where an image's name may stand; enroot takes a user alone.
+_PASSWORD = re.compile(r"^(?:\w+://)?[^/@]*:[^/@]*@(?!sha256:)")
 # What the job script calls its own variables, and what bash keeps for itself (bash(1), "Shell
 # Variables"). How patient the ranks are with a slow start is for the user to say.
 _SCRIPTS_OWN = re.compile(
@@ -132,6 +134,7 @@ def check_job(job: JobSpec, source: Source) -> list[Problem]:
         *_prompts(job, source),
         *_templates(job, source),
         *_two_runtimes(job.runtime, "$.runtime", source),
+        *_password(job.runtime, "$.runtime", source),
         *_mounts(job.runtime, source),
         *_keep(job, source),
         *_secrets(job.env, source),
@@ -241,6 +244,23 @@ def _two_runtimes(runtime: Runtime | EngineRuntime, at: str, source: Source) -> 
         yield Problem("spec.conflict", message, where, "delete one of them")
 
 
+def _password(runtime: Runtime | EngineRuntime, at: str, source: Source) -> Iterator[Problem]:
+    if runtime.image is not None and holds_password(runtime.image):
+        field = child(at, "image")
+        message = f"{spoken(field)} holds a password, which would be in every script"
+        hint = "leave it to the runtime's own files: see `hpc-llm explain container.secret`"
+        yield Problem("spec.secret", message, source.at(field), hint)
+
+
+def holds_password(image: str) -> bool:
+    """Whether the name of an image holds the password of its registry.
+
+    >>> holds_password("docker://me:secret@nvcr.io/a:1"), holds_password("a:1@sha256:0123")
+    (True, False)
+    """
+    return _PASSWORD.search(image) is not None
+
+
 def _mounts(runtime: Runtime, source: Source) -> Iterator[Problem]:
     for index, mount in enumerate(runtime.mounts):
         if "," in mount:
@@ -319,6 +339,7 @@ def _engines(site: SiteSpec, source: Source) -> Iterator[Problem]:
     for name, runtime in site.engines.items():
         at = child("$.engines", name)
         yield from _two_runtimes(runtime, at, source)
+        yield from _password(runtime, at, source)
         if runtime.image is not None and site.container.runtime == "none":
             message = f"{spoken(child(at, 'image'))} is given, and `container.runtime` is 'none'"
             hint = "name the container runtime that starts it"

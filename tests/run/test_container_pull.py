@@ -279,6 +279,23 @@ class TestInAJob:
         assert "Fetching image manifest" in err
         assert scene.left() == {f"{STEM}.sif"}
 
+    def test_two_who_ask_do_not_take_each_others_log_away(self, scene: Scene) -> None:
+        first, second = self.start(scene), self.start(scene)
+        calls = poll(
+            lambda: len(found := scene.slurm.calls("sbatch")) == 2 and found, "two submissions"
+        )
+        scripts = [Path(call["words"][-1]) for call in calls]
+        assert scripts[0] != scripts[1]
+        scene.slurm.set(j1000="RUNNING", j1001="RUNNING")
+        for script in scripts:
+            environ = scene.cli().environ
+            with script.with_name("log").open("w") as log:
+                subprocess.run(["bash", script], env=environ, stdout=log, stderr=log, check=True)
+        for process in (first, second):
+            out, err = process.communicate(timeout=60)
+            assert json.loads(out)["data"]["how"] == "pulled", err
+        assert scene.left() == {f"{STEM}.sif"}
+
     def test_a_job_that_ends_without_it_is_quoted(
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:

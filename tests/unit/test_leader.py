@@ -272,6 +272,20 @@ def test_a_worker_that_says_it_is_lost_is_not_waited_for(
     assert scene.left() == []
 
 
+@pytest.mark.parametrize("kind", ["done", "resumable"])
+def test_a_worker_that_outlives_its_step_is_not_waited_for(scene: Scene, kind: str) -> None:
+    """Under mpirun nobody else would end it."""
+    process = scene.start(rank=1, worker="print('at work', flush=True)\n" + NAP, STOP_S="0.2")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n"
+    scene.run.outcome_path("7", 0, 0, kind).write_text('{"problems": []}')
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 7
+    assert "the step is over, and its worker is killed" in said
+    assert scene.outcomes() == {kind: []}
+    assert scene.left() == []
+
+
 def test_a_worker_that_is_let_go_leaves_no_outcome(scene: Scene) -> None:
     assert scene.end(rank=1, worker="print('worker rank1 quited')") == (0, "worker rank1 quited\n")
     assert scene.outcomes() == {}
@@ -307,6 +321,15 @@ def test_a_start_that_stands_still_is_ended_with_its_phase_and_last_line(scene: 
     assert (code, scene.outcomes()) == (7, {"died": ["run.stalled"]})
     assert "to load the weights (phase load" in scene.message()
     assert scene.message().endswith("the last line was: Prefetching 1.00GB checkpoint files.")
+
+
+def test_where_few_lines_are_logged_each_phase_still_has_an_end(scene: Scene) -> None:
+    """Bars of progress are drawn at every level: what comes after them is not told."""
+    runner = f"print('Loading weights: 100%', flush=True)\n{NAP}"
+    hasty = {"HPC_LLM_PATIENCE": "0.0004", "TLLM_LOG_LEVEL": "error"}
+    code, _ = scene.end(runner=runner, **hasty)
+    assert (code, scene.outcomes()) == (7, {"died": ["run.stalled"]})
+    assert "to load the weights (phase load, 3 s at most)" in scene.message()
 
 
 def test_an_engine_with_less_room_than_was_asked_for_answers_nothing(scene: Scene) -> None:

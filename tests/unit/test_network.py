@@ -180,6 +180,17 @@ def test_who_asked_for_nccls_log_gets_all_of_it_and_the_verdict(
     assert environ["NCCL_DEBUG_SUBSYS"] == "ALL"
 
 
+def test_whoever_fails_on_a_line_the_pipe_is_read_on(tmp_path: Path) -> None:
+    def fails(_: str) -> None:
+        raise ValueError
+
+    environ = {"NCCL_DEBUG": "INFO"}
+    with contextlib.closing(NcclLog(plan(), environ, tmp_path / "n", first=True)) as log:
+        log.also = fails
+        many = "open(__import__('os').environ['NCCL_DEBUG_FILE'], 'w').write('line\\n' * 10**5)"
+        subprocess.run([sys.executable, "-c", many], env=environ, check=True, timeout=60)
+
+
 def test_a_file_that_the_user_chose_is_theirs(tmp_path: Path) -> None:
     environ = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(tmp_path / "own")}
     log, note = heard("sockets", tmp_path, environ)

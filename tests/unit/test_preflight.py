@@ -148,6 +148,8 @@ def test_a_plan_from_a_shape_alone_has_no_model_to_start() -> None:
     ("library", "launcher", "pmi", "remedy"),
     [
         (OPEN_MPI, "srun", {}, "launch.mpi: pmix"),
+        ("Open MPI v5.0.3", "srun", {"PMI_RANK": "0"}, "launch.mpi: pmix"),
+        ("Open MPI v5.0.3", "srun", {"PMIX_RANK": "0"}, None),
         (MPICH, "srun", {"PMIX_RANK": "0"}, "launch.mpi: pmi2"),
         (OPEN_MPI, "mpirun", {"PMI_RANK": "0"}, "launch.mpi: openmpi4"),
         (MPICH, "mpirun", {"PMIX_RANK": "0"}, "launch.mpi: hydra"),

@@ -85,6 +85,23 @@ def test_secrets_do_not_belong_in_a_file(name: str) -> None:
     assert [p.code for p in site_problems(text)] == ["spec.secret"]
 
 
+@pytest.mark.parametrize("image", ["docker://me:hunter2@nvcr.io/x:1", "$oauthtoken:hunter2@r#x"])
+def test_the_password_of_a_registry_does_not_belong_in_a_file(image: str) -> None:
+    (problem,) = job_problems(f"{JOB}runtime: {{image: '{image}'}}\n")
+    assert problem.code == "spec.secret"
+    assert "hunter2" not in str(problem)
+    text = (
+        f"{SITE}container: {{runtime: pyxis}}\npartitions: {{p: {{}}}}\n"
+        f"engines: {{vllm: {{image: '{image}'}}}}\n"
+    )
+    assert [p.code for p in site_problems(text)] == ["spec.secret"]
+
+
+@pytest.mark.parametrize("image", ["nvcr.io#nvidia/x:1", "docker://me@r/x", "x:1@sha256:0123"])
+def test_an_image_without_a_password_is_taken(image: str) -> None:
+    assert job_problems(f"{JOB}runtime: {{image: '{image}'}}\n") == []
+
+
 @pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "MAX_TOKENS", "SECRETS_DIR", "KEY"])
 def test_names_that_only_sound_like_secrets_are_allowed(name: str) -> None:
     assert job_problems(f"{JOB}env: {{{name}: x}}\n") == []

@@ -318,6 +318,18 @@ def test_what_is_refused_as_it_is_handed_over_is_the_rows_error(
     assert asyncio.run(using(setup(write_checkpoint(tmp_path)), work)) == "request_rejected"
 
 
+@pytest.mark.parametrize("kind", [ValueError, TypeError])
+def test_an_engine_that_died_of_any_error_refuses_no_row(tmp_path: Path, kind: type) -> None:
+    async def work(engine: TensorRtLlmEngine, _: Capabilities) -> list[Any]:
+        engine._alive().llm._executor._error = kind("a thread of the executor is gone")
+        asking = (engine.generate(text("hi", key=f"0:{n}")) for n in (1, 2))
+        return list(await asyncio.gather(*asking, return_exceptions=True))
+
+    found = asyncio.run(using(setup(write_checkpoint(tmp_path)), work))
+    assert [type(each) for each in found] == [RunError, RunError]
+    assert "a thread of the executor is gone" in found[0].problems[0].message
+
+
 def test_a_request_can_be_given_up_while_it_is_answered(tmp_path: Path) -> None:
     async def work(engine: TensorRtLlmEngine, _: Capabilities) -> tuple[str, str]:
         waiting = asyncio.ensure_future(engine.generate(text("wait", key="0:1")))

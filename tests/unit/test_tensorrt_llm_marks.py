@@ -6,7 +6,14 @@ from __future__ import annotations
 import pytest
 
 from launcher.engines.tensorrt_llm_causes import cause, is_echo
-from launcher.engines.tensorrt_llm_marks import PHASES, ending_s, figure, phase_after, plain
+from launcher.engines.tensorrt_llm_marks import (
+    PHASES,
+    ending_s,
+    fails_all,
+    figure,
+    phase_after,
+    plain,
+)
 
 # A start of 1.1.0rc3 on one GPU, shortened: the small KV cache first, and then the real one.
 START = """\
@@ -221,6 +228,24 @@ def test_of_two_causes_the_deeper_one_has_the_lower_order() -> None:
     assert not last.guessed
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        # _torch/autotuner.py
+        "[TRT-LLM] [W] [Autotuner] Failed when profiling runner=f. Error: CUDA out of memory.",
+        "[01/02/2026-10:00:00] [TRT-LLM] [RANK 3] [W] an illegal memory access was encountered",
+        "[TensorRT-LLM][WARNING] No space left on device for the cache of kernels",
+    ],
+)
+def test_what_the_engine_warns_of_it_has_got_over(line: str) -> None:
+    assert cause(line) is None
+
+
+def test_a_pass_of_any_kind_fails_all() -> None:
+    for what in ("forward function", "sampling", "decode"):
+        assert fails_all(f"[TRT-LLM] [E] Encountered an error in {what}: boom")
+
+
 def test_an_exception_is_a_guess() -> None:
     found = cause("ImportError: no flash_attn")
     assert found is not None
@@ -237,6 +262,7 @@ def test_an_exception_is_a_guess() -> None:
         ("[TRT-LLM] [E] Executor creation failed due to insufficient GPU memory.", 1.0),
         ("[TRT-LLM] [E] Executor creation failed with NCCL error: x", 1.0),
         ("[TRT-LLM] [E] Encountered an error in forward function: x", 1.0),
+        ("[TRT-LLM] [E] Encountered an error in decode: x", 1.0),
         ("[TRT-LLM] [E] Error in event loop: Sampling failed", 10.0),
         ("Executor loop crashed on this rank; hard-killing all 4 ranks in 10.0s", 1.0),
         ("[TRT-LLM] [E] Hang detected after 300 seconds.", 0.0),

@@ -97,9 +97,49 @@ def test_a_plain_value_in_the_place_of_options_is_refused() -> None:
     assert told(kv_cache_config={"dtype": "fp8"}, cuda_graph_config=None) == []
 
 
+@pytest.mark.parametrize("option", ["kv_cache_config", "moe_config", "scheduler_config"])
+def test_options_that_hold_others_and_cannot_be_null_are_refused(option: str) -> None:
+    assert f"{option}: {{option: value}}" in hint(**{option: None})
+
+
+@pytest.mark.parametrize("value", [0, -1, "512", 512.0, True, None])
+@pytest.mark.parametrize("option", ["max_batch_size", "max_num_tokens"])
+def test_what_a_step_takes_is_a_number(option: str, value: object) -> None:
+    assert "whole number above 0" in hint(**{option: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, "8k", 8192.0])
+def test_the_longest_sequence_is_a_number_or_left_to_the_engine(value: object) -> None:
+    assert "whole number above 0" in hint(max_seq_len=value)
+    assert told(max_seq_len=8192, max_input_len=None) == []
+
+
+def test_a_switch_that_is_text_is_refused_as_no_would_be_on() -> None:
+    assert "true or false" in hint(enable_attention_dp="no")
+    assert told(enable_attention_dp=False, disable_overlap_scheduler=True) == []
+
+
+@pytest.mark.parametrize("share", [85, 0, -0.5, "0.9", True])
+def test_a_share_of_memory_is_no_percentage(share: object) -> None:
+    assert "up to 1" in hint(kv_cache_config={"free_gpu_memory_fraction": share})
+
+
+@pytest.mark.parametrize("share", [0.9, 1, None])
+def test_a_share_of_memory_can_be_chosen(share: object) -> None:
+    assert told(kv_cache_config={"free_gpu_memory_fraction": share}) == []
+
+
 def test_every_field_of_every_version_passes_unless_the_plan_has_it() -> None:
+    other: dict[str, Any] = {
+        "dtype": "auto",
+        "max_batch_size": 1,
+        "max_num_tokens": 1,
+        "kv_cache_config": {},
+        "moe_config": {},
+        "scheduler_config": {},
+    }
     for version in VERSIONS:
-        free = dict.fromkeys(fields_of(version) - OWNED.keys() - {"dtype"})
+        free = dict.fromkeys(fields_of(version) - OWNED.keys()) | other
         assert told(**free) == []
 
 

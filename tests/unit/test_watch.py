@@ -125,6 +125,15 @@ def test_figures_are_those_of_the_real_cache(watch: Watch) -> None:
     assert watch.figures == {"kv_tokens": 86720}
 
 
+def test_what_was_survived_explains_no_later_death(watch: Watch) -> None:
+    watch.hear("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.")
+    watch.hear("*** An error occurred in MPI_Recv")
+    watch.hear("[04:21:58] replica 0: engine tensorrt-llm is ready after 112.0 s, window 64")
+    fault = watch.death("its leader was killed by SIGKILL", killed=True)
+    assert told(fault) == ("run.died", "rank 1 on node01: its leader was killed by SIGKILL")
+    assert not fault.echo
+
+
 def test_a_death_by_signal_is_not_explained_by_an_exception_that_was_caught(watch: Watch) -> None:
     watch.hear("ImportError: no flash_attn")
     fault = watch.death("its worker was killed by SIGKILL", killed=True)

@@ -49,6 +49,9 @@ class Executor:
         self.requests.put(request)
         return result
 
+    def is_shutdown(self) -> bool:
+        return self._closed
+
     def abort_request(self, request_id: int) -> None:
         self.requests.put(request_id)
 

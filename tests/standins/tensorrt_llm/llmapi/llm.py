@@ -123,7 +123,7 @@ class LLM:
         streaming: bool = False,
         **_: Any,
     ) -> RequestOutput:
-        if self._executor is None:
+        if self._executor is None or self._executor.is_shutdown():
             raise RuntimeError("LLM is shutting down")
         params = self._prepare(sampling_params)
         if params.n > self.args.max_batch_size:

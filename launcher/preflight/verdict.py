@@ -140,7 +140,13 @@ def judge_links(
             hint = "tell whoever runs the cluster; the job leaves this node out where it can"
             problem = Problem("preflight.gpus", message, hint=hint)
             yield Finding(problem, (fault.host,), mendable=True, part=f"GPU {fault.rank % each}")
-    for link, rate, blamed in slow(plan, links):
+    found = [
+        (link, rate, tuple(dict.fromkeys(hosts[rank // each] for rank in blamed)))
+        for link, rate, blamed in slow(plan, links)
+    ]
+    # Of two nodes nobody can say which; of more that are all slow, more would be.
+    everywhere = len(hosts) > 2 and {host for *_, at in found for host in at} == set(hosts)  # noqa: PLR2004 - as said
+    for link, rate, at in found:
         most = "" if link.finished else "less than "
         between = " and ".join(_ends(link.ranks, hosts, each))
         message = (
@@ -148,12 +154,9 @@ def judge_links(
             f"declares {_gb(rate)} GB/s"
         )
         hint = "compare the figures of the site file, then tell whoever runs the cluster"
-        at = tuple(dict.fromkeys(hosts[rank // each] for rank in blamed))
         problem = Problem("preflight.slow-link", message, hint=hint)
-        # Of two nodes nobody can say which; of more that are all slow, more would be.
-        mendable = len(at) < len(hosts) or len(hosts) <= 2  # noqa: PLR2004 - as said
         part = f"link {'-'.join(map(str, (link.ranks[0], link.ranks[-1])))}"
-        yield Finding(problem, at, mendable, part)
+        yield Finding(problem, at, not everywhere, part)
 
 
 def _ends(ranks: Sequence[int], hosts: Sequence[str], each: int) -> list[str]:

@@ -18,7 +18,7 @@ from launcher.rundir import RunDir, publish
 from launcher.runner.identity import worker_name
 from launcher.runner.replica import ReplicaTask, engine_setup, run_replica
 
-__all__ = ["add_arguments", "end_of_disk", "failed_or_died", "main", "write_outcome"]
+__all__ = ["add_arguments", "ending", "failed_or_died", "main", "write_outcome"]
 
 # How a step ends, and the exit code of its first rank. A step that *died* may do better when it is
 # started again, perhaps elsewhere; one that *failed* would only fail again.
@@ -77,29 +77,26 @@ def _follow(task: ReplicaTask, rank: int) -> bool:
 def _attempt(task: ReplicaTask, work: Callable[[], bool]) -> tuple[str, list[Problem]]:
     try:
         return ("done" if work() else "resumable"), []
-    except HpcLlmError as exc:
-        for problem in exc.problems:
-            task.say(str(problem))
-        return failed_or_died(exc.problems), list(exc.problems)
-    except OSError as exc:
-        outcome, problem = end_of_disk(exc)
-        if outcome == "failed":
-            traceback.print_exc()
-        else:
-            task.say(str(problem))
-        return outcome, [problem]
     except Exception as exc:  # noqa: BLE001 - the outermost frame: recorded, and never swallowed
-        traceback.print_exc()
-        return "failed", [Problem("run.bug", f"{type(exc).__name__}: {exc}")]
+        outcome, problems = ending(exc)
+        for problem in problems:
+            task.say(str(problem))
+        return outcome, problems
 
 
-def end_of_disk(exc: OSError) -> tuple[str, Problem]:
-    """The outcome of a step that could not read or write, and why."""
-    if exc.errno not in _FULL:
-        return "failed", Problem("run.io", f"{exc}")
-    hint = "make room or have the quota raised, then resume: what is finished is kept"
-    where = exc.filename or "the run directory"
-    return "resumable", Problem("output.no-space", f"{where}: {exc.strerror}", hint=hint)
+def ending(exc: Exception) -> tuple[str, list[Problem]]:
+    """How a step ends for ``exc``, and why; what nobody foresaw leaves its traceback in the log."""
+    if isinstance(exc, HpcLlmError):
+        return failed_or_died(exc.problems), list(exc.problems)
+    if isinstance(exc, OSError) and exc.errno in _FULL:
+        hint = "make room or have the quota raised, then resume: what is finished is kept"
+        where = exc.filename or "the run directory"
+        problem = Problem("output.no-space", f"{where}: {exc.strerror}", hint=hint)
+        return "resumable", [problem]
+    traceback.print_exception(exc)
+    if isinstance(exc, OSError):
+        return "failed", [Problem("run.io", f"{exc}")]
+    return "failed", [Problem("run.bug", f"{type(exc).__name__}: {exc}")]
 
 
 def failed_or_died(problems: Sequence[Problem]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from launcher.errors import HpcLlmError, Problem, RunError, Stopped
+from launcher.errors import Problem, RunError, Stopped
 from launcher.plan.types import Placement, Plan
 from launcher.preflight.exchange import Preflight
 from launcher.preflight.verdict import check_world
@@ -25,7 +25,7 @@ from launcher.rundir import RunDir
 from launcher.runner.__main__ import (
     EXIT_CODES,
     add_arguments,
-    end_of_disk,
+    ending,
     failed_or_died,
     write_outcome,
 )
@@ -55,10 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         environ = _environment(plan, args.replica, ids)
         code = _preflight(run, args, plan, ids, environ)
         return _run(run, args, plan, ids.rank, environ) if code is None else code
-    except HpcLlmError as exc:
-        sys.stderr.write(f"{exc}\n")
-        write_outcome(run, args, failed_or_died(exc.problems), exc.problems)
-    return RunError.exit_code
+    except Exception as exc:  # noqa: BLE001 - the outermost frame: recorded, and never swallowed
+        outcome, problems = ending(exc)
+        for problem in problems:
+            say(args.replica, str(problem))
+        write_outcome(run, args, outcome, problems)
+        return EXIT_CODES[outcome]
 
 
 def _run(
@@ -118,11 +120,6 @@ def _preflight(
         if ids.rank == 0:
             write_outcome(run, args, "resumable", ())
         return EXIT_CODES["resumable"]
-    except OSError as exc:
-        outcome, problem = end_of_disk(exc)
-        say(args.replica, str(problem))
-        write_outcome(run, args, outcome, [problem])
-        return EXIT_CODES[outcome]
     return None
 
 

@@ -120,7 +120,7 @@ def replica(
 
 def test_three_nodes_answer_as_one_and_a_later_start_has_nothing_to_do(replica: Replica) -> None:
     job, said = replica.submit(rows=3, max_tokens=12)
-    assert [p["code"] for p in said.json["problems"]] == ["plan.tp-over-fabric"]
+    assert said.codes == ["plan.tp-over-fabric", "site.never-run"]
     assert replica.outcome(job, 0)[0] == "done"
     assert replica.cli.texts(replica.run) == ["The capital of France is Paris."] * 3
     assert sorted(replica.hosts(job)) == [0, 1, 2]

@@ -255,6 +255,17 @@ def test_a_log_that_cannot_be_written_changes_no_exit_code(scene: Scene, module:
     scene.check_done(run)
 
 
+def test_a_wrapper_that_cannot_write_says_so_in_its_outcome(scene: Scene) -> None:
+    run = scene.fresh()
+    shutil.rmtree(run.path / "control", ignore_errors=True)
+    (run.path / "control").touch()  # where the preflight wants to leave its word
+    command = [sys.executable, "-m", "launcher.runner.rank", *ARGUMENTS]
+    done = subprocess.run(command, cwd=run.path, env=worker_environ(), check=False)
+    assert done.returncode == 7
+    details = json.loads((run.path / "jobs" / "1.0.s0.failed").read_bytes())
+    assert [problem["code"] for problem in details["problems"]] == ["run.io"]
+
+
 def test_an_outcome_names_the_full_disk(scene: Scene, zygote: Zygote, tmp_path: Path) -> None:
     log = tmp_path / "strace.log"
     found = points(scene, zygote, "write", log, below="parts", constants=CALM)

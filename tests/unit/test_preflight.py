@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_making import make_plan
 
-from launcher.plan.layout import NodeShape, lay_out
 from launcher.parsers.ibstat import Port
+from launcher.plan.layout import NodeShape, lay_out
 from launcher.plan.types import Cut, Network, NodeGpus, Plan, Rail, Step
 from launcher.preflight import facts as facts_module
 from launcher.preflight.facts import Facts, NodeFacts, gather

@@ -36,6 +36,7 @@ _TIME_S = 600
 _ENGINES = ("tensorrt-llm", "vllm", "transformers")
 _SLOW_SYNC_S = 1.0
 _CLOCK_S = 5.0
+_WELL = ("ok", "unknown")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a doctor says; ``judged`` is False of nodes that have told nothing."""
+    """What a doctor says.
+
+    Attributes
+    ----------
+    problems
+        What is wrong with something; of these too a job goes on with those that are warnings.
+    judged
+        False of nodes that have told nothing.
+    """
 
     rows: tuple[Row, ...]
     problems: tuple[Problem, ...]
@@ -128,15 +137,14 @@ def examine(run: RunDir) -> Report:
     rows = [row for rank in nodes["ranks"] for row in _node_rows(rank)]
     if links is not None:
         rows += [_link_row(plan, Link.from_json(link), links["nodes"]) for link in links["links"]]
-    problems: list[Problem] = []
-    warnings: list[Problem] = []
-    for told in filter(None, (nodes, links)):
-        warnings += [_problem(warning) for warning in told["warnings"]]
-        for data, where in zip(told["problems"], told["where"], strict=True):
-            problem = _problem(data)
-            problems.append(problem)
-            rows = _with(rows, problem, where)
-    return Report(rows=tuple(rows), problems=tuple(problems), warnings=tuple(warnings))
+    found = [finding for told in (nodes, links) if told for finding in told["findings"]]
+    for finding in found:
+        rows = _with(rows, finding)
+    return Report(
+        rows=tuple(rows),
+        problems=tuple(_problem(finding) for finding in found if finding["hosts"]),
+        warnings=tuple(_problem(finding) for finding in found if not finding["hosts"]),
+    )
 
 
 def _newest(run: RunDir, kind: Literal["preflight", "links"]) -> dict[str, Any] | None:
@@ -192,20 +200,22 @@ def _link_row(plan: Plan, link: Link, hosts: Sequence[str]) -> Row:
     )
 
 
-def _with(rows: Sequence[Row], problem: Problem, where: Mapping[str, Any]) -> list[Row]:
-    """The rows, with the problem in those that it is about, or after them."""
+def _with(rows: Sequence[Row], finding: Mapping[str, Any]) -> list[Row]:
+    """The rows, with the finding in those that it is about, or after them."""
     told: dict[str, Any] = {
-        "verdict": problem.code,
-        "seen": problem.message,
-        "remedy": problem.hint,
+        "verdict": finding["code"],
+        "seen": finding["message"],
+        "remedy": finding["hint"],
     }
     about = [
         row
         for row in rows
-        if row.part == where["part"] and not set(row.node.split()).isdisjoint(where["hosts"])
+        if row.part == finding["part"]
+        and row.verdict in _WELL
+        and not set(row.node.split()).isdisjoint(finding["hosts"])
     ]
     if not about:
-        new = [Row(node=host, part=where["part"], **told) for host in where["hosts"]]
+        new = [Row(node=host, part=finding["part"], **told) for host in finding["hosts"]]
         return [*rows, *new]
     return [dataclasses.replace(row, **told) if row in about else row for row in rows]
 

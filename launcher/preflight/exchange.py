@@ -36,40 +36,47 @@ class Verdict:
 
     Attributes
     ----------
+    findings
+        What is wrong; the replica may go on where all of them are warnings.
     summary
         One line for the log of a replica that may go on.
-    warnings
-        What is worth saying there as well.
     told
         All that it goes by, for whoever reads its file.
     """
 
     findings: tuple[Finding, ...]
     summary: str
-    warnings: tuple[Problem, ...] = ()
     told: Mapping[str, Any]
 
     @property
     def problems(self) -> list[Problem]:
-        return [finding.problem for finding in self.findings]
+        return [finding.problem for finding in self._fatal]
+
+    @property
+    def warnings(self) -> list[Problem]:
+        return [f.problem for f in self.findings if f.problem.severity == "warning"]
 
     @property
     def outcome(self) -> str:
-        """How a step ends for these reasons."""
-        return "died" if all(finding.mendable for finding in self.findings) else "failed"
+        """How a step ends for its problems."""
+        return "died" if all(finding.mendable for finding in self._fatal) else "failed"
 
     @property
     def hosts(self) -> list[str]:
         """The nodes to do without."""
-        return sorted({host for finding in self.findings for host in finding.hosts})
+        return sorted({host for finding in self._fatal for host in finding.hosts})
+
+    @property
+    def _fatal(self) -> list[Finding]:
+        return [f for f in self.findings if f.problem.severity == "error"]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "problems": [problem.to_json() for problem in self.problems],
-            "warnings": [problem.to_json() for problem in self.warnings],
             "hosts": self.hosts,
-            # As many as there are problems, in their order.
-            "where": [{"hosts": f.hosts, "part": f.part} for f in self.findings],
+            "findings": [
+                {**f.problem.to_json(), "hosts": f.hosts, "part": f.part} for f in self.findings
+            ],
             **self.told,
         }
 
@@ -219,8 +226,7 @@ class _LinkRound(Round):
         findings = tuple(judge_links(plan, links, faults, hosts))
         took_s = time.monotonic() - began_s
         return Verdict(
-            findings=findings,
-            warnings=() if findings else _unmeasured(faults),
+            findings=findings or _unmeasured(faults),
             summary=_said(links, took_s),
             told={
                 "took_s": round(took_s, 3),
@@ -243,11 +249,12 @@ def _said(links: Sequence[Link], took_s: float) -> str:
     return f"preflight: {len(links)} links have {worst:.2f} GB/s and more, in {took_s:.1f} s"
 
 
-def _unmeasured(faults: Sequence[Fault]) -> tuple[Problem, ...]:
+def _unmeasured(faults: Sequence[Fault]) -> tuple[Finding, ...]:
     if not faults:
         return ()
     first = faults[0]
     more = f", and of {len(faults) - 1} more ranks" if len(faults) > 1 else ""
     message = f"links of rank {first.rank} on {first.host} were not measured{more}: {first.error}"
     hint = "set limits.preflight: quick if this job's image has no torch that reaches the others"
-    return (Problem("preflight.unmeasured", message, hint=hint, severity="warning"),)
+    problem = Problem("preflight.unmeasured", message, hint=hint, severity="warning")
+    return (Finding(problem, hosts=(), mendable=False),)

@@ -250,7 +250,8 @@ def _port(place: Path) -> Port:
             return (place / name).read_text().strip().rpartition(": ")[2]
         return None
 
-    state, rate = said("state"), re.match(r"[\d.]+", said("rate") or "")
+    # A kernel calls a speed that it does not know SDR (drivers/infiniband/core/sysfs.c, rate_show).
+    state, rate = said("state"), re.match(r"([\d.]+)(?!.* SDR\))", said("rate") or "")
     return Port(
         adapter=place.parent.parent.name,
         number=int(place.name),

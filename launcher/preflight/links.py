@@ -11,6 +11,7 @@ or ``{"error": text, "gpu": whether it is the GPU's}``.
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import sys
 import time
@@ -25,10 +26,13 @@ __all__ = ["MARK", "MESSAGES", "main"]
 MARK = "hpc-llm link "
 # The first one of them, which connects, does not count.
 MESSAGES = 6
+# More than its wrapper gives it, which may have been killed.
+_LONGEST_S = 240
 
 
 def main(order: Mapping[str, Any]) -> int:
     """Measure as ordered; the exit code."""
+    signal.alarm(_LONGEST_S)
     quiet_torch()
     if (fault := _torch_fault(order["device"])) is not None:
         _tell(**fault)

@@ -43,7 +43,24 @@ def probe(
         file, so that nobody waits for it.
     """
     given_up, measurements = meeting.with_suffix(".links-off"), schedule(plan)
-    children = [_Child(plan, rank, measurements, environ, meeting) for rank in ranks]
+    children: list[_Child] = []
+    try:
+        children += (_Child(plan, rank, measurements, environ, meeting) for rank in ranks)
+        off = _run(children, given_up)
+    finally:
+        for child in children:
+            child.stop()
+    told = [child.end(alone=off) for child in children]
+    if any(one.faults for one in told):
+        publish(given_up, b"")
+    return Told(
+        links=tuple(link for one in told for link in one.links),
+        faults=tuple(fault for one in told for fault in one.faults),
+    )
+
+
+def _run(children: Sequence[_Child], given_up: Path) -> bool:
+    """Wait for their ends, or as long as they may take; whether somebody has given up."""
     deadline_s, joined, off = time.monotonic() + JOIN_S, False, False
     while any(child.runs for child in children) and time.monotonic() < deadline_s:
         if not joined and all(child.joined for child in children):
@@ -53,13 +70,7 @@ def probe(
         if not off and given_up.exists():
             deadline_s, off = min(deadline_s, time.monotonic() + _END_S), True
         time.sleep(_POLL_S)
-    told = [child.end(alone=off) for child in children]
-    if any(one.faults for one in told):
-        publish(given_up, b"")
-    return Told(
-        links=tuple(link for one in told for link in one.links),
-        faults=tuple(fault for one in told for fault in one.faults),
-    )
+    return off
 
 
 class _Child:
@@ -71,7 +82,8 @@ class _Child:
         environ: Mapping[str, str],
         meeting: Path,
     ) -> None:
-        self._rank, self._measurements = rank.rank, measurements
+        self._rank, self._measurements = rank, measurements
+        self._stopped_s: float | None = None
         order = {
             "rank": rank.rank,
             "world": plan.layout.cut.ranks,
@@ -98,28 +110,35 @@ class _Child:
     def joined(self) -> bool:
         return any("joined" in said for said in self._said()[0])
 
+    def stop(self) -> None:
+        """Kill it, if it is still at it."""
+        if self.runs:
+            self._stopped_s = time.monotonic()
+            self._process.kill()
+
     def end(self, *, alone: bool) -> Told:
-        """What it measured; it is killed if it is still at it.
+        """What it measured before it ended or was stopped.
 
         ``alone`` tells that another one has left it.
         """
-        late, now_s = self.runs, time.monotonic()
-        if late:
-            self._process.kill()
-        code = self._process.wait()
+        late, host = self._stopped_s is not None, socket.gethostname()
+        try:
+            code = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            error, on_gpu = "its process hangs in the kernel", self._rank.gpu is not None
+            return Told(faults=(Fault(rank=self._rank.rank, host=host, error=error, gpu=on_gpu),))
         said, rest = self._said()
         links = [self._link(one) for one in said if "done" in one]
         done = {one["done"] for one in said if "done" in one}
         begun = [one for one in said if "begun" in one and one["begun"] not in done]
-        links += [self._bound(one, now_s) for one in begun if late]
+        links += [self._bound(one, self._stopped_s) for one in begun if self._stopped_s]
         fault = next((one for one in said if "error" in one), None)
         if fault is None and (error := self._failure(code, late=late, rest=rest)) and not alone:
             fault = {"error": error} if not begun else None
-        host = socket.gethostname()
         self._out.close()
         return Told(
             links=tuple(links),
-            faults=() if fault is None else (Fault(rank=self._rank, host=host, **fault),),
+            faults=() if fault is None else (Fault(rank=self._rank.rank, host=host, **fault),),
         )
 
     def _failure(self, code: int, *, late: bool, rest: str) -> str:
@@ -143,9 +162,9 @@ class _Child:
         rate = _carried(what) / max(said["seconds"], 1e-9)
         return Link(kind=what.kind, ranks=what.ranks, bytes_per_s=rate, latency_s=said["latency_s"])
 
-    def _bound(self, said: Mapping[str, Any], now_s: float) -> Link:
+    def _bound(self, said: Mapping[str, Any], stopped_s: float) -> Link:
         what = self._measurements[said["begun"]]
-        most = MESSAGES * _carried(what) / max(now_s - said["at_s"], 1e-9)
+        most = MESSAGES * _carried(what) / max(stopped_s - said["at_s"], 1e-9)
         return Link(kind=what.kind, ranks=what.ranks, bytes_per_s=most, finished=False)
 
 

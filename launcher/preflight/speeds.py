@@ -10,16 +10,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from launcher.plan.types import NodeGpus, Plan
 
-__all__ = ["Fault", "Link", "Measurement", "Told", "expected", "merge", "schedule", "slow"]
+__all__ = ["Fault", "Link", "Measurement", "Slow", "Told", "expected", "merge", "schedule", "slow"]
 
 Kind = Literal["all-reduce", "exchange"]
 # What of the rate that the site declares is still well: protocols, few repetitions and messages
 # of a quarter of a GB leave of it some 60 to 90 %.
 _LEAST_SHARE = 0.5
+# By how much another node has to be faster in the same place: else the site's figure, a setting of
+# NCCL's or the absence of GPUDirect may be what is wrong, which all have, or others' traffic.
+_ODD = 3.0
 # Of one NVLink each way (NVIDIA's pages on NVLink: 300, 600, 900, 1800 GB/s for 6, 12, 18, 18
 # links, both ways together).
 _NVLINK_BYTES_PER_S = {"nvlink2": 25e9, "nvlink3": 25e9, "nvlink4": 25e9, "nvlink5": 50e9}
@@ -27,6 +31,8 @@ _NVLINK_BYTES_PER_S = {"nvlink2": 25e9, "nvlink3": 25e9, "nvlink4": 25e9, "nvlin
 _GLOO_BYTES_PER_S = 1e9
 _BYTES_PER_GBIT = 1e9 / 8
 _LEAST_BYTES, _MOST_BYTES = 1 << 20, 256 << 20
+# Where nobody says how fast a link is: half a second on 1 Gbit/s.
+_SOME_BYTES = 64 << 20
 # So long as a message takes on a link that is as fast as it should be.
 _MESSAGE_S = 0.05
 
@@ -75,6 +81,26 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slow:
+    """A link that is slower than it should be.
+
+    Attributes
+    ----------
+    rate
+        Bytes/s that it should have.
+    blamed
+        Ranks of it on the nodes that may be at fault.
+    odd
+        Whether another node is much faster in the same place.
+    """
+
+    link: Link
+    rate: float
+    blamed: tuple[int, ...]
+    odd: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """Why a rank measured nothing; ``gpu`` where that is its GPU's doing."""
 
@@ -106,23 +132,24 @@ def schedule(plan: Plan) -> list[Measurement]:
     groups = [tuple(everyone[first : first + cut.tp]) for first in everyone[:: cut.tp]]
     wanted: list[tuple[Kind, tuple[int, ...]]] = []
     wanted += [("all-reduce", group) for group in groups if cut.tp > 1]
-    # Neighbours in turn, so that a rank between two others is with one of them at a time.
-    stages = [(rank, rank + cut.tp) for rank in everyone[: -cut.tp or None] if cut.pp > 1]
-    places = [
-        (rank, rank + each)
-        for group in groups
-        for rank in group
-        if cut.tp > each and rank + each in group
-    ]
-    wanted += [("exchange", p) for p in _in_turn(stages, cut.tp) + _in_turn(places, each)]
+    stages = [everyone[place :: cut.tp] for place in range(cut.tp)]
+    places = [group[place::each] for group in groups for place in range(each) if cut.tp > each]
+    wanted += [("exchange", p) for p in _in_turn(stages, plan) + _in_turn(places, plan)]
     return [
         Measurement(kind=kind, ranks=ranks, size=_size(expected(plan, kind, ranks)))
         for kind, ranks in wanted
     ]
 
 
-def _in_turn(pairs: Sequence[tuple[int, int]], step: int) -> list[tuple[int, int]]:
-    return sorted(pairs, key=lambda pair: (pair[0] // step % 2, pair))
+def _in_turn(chains: Sequence[Sequence[int]], plan: Plan) -> list[tuple[int, int]]:
+    """Neighbours, so that a rank between two others is with one of them at a time.
+
+    And the ends of a chain over more than two nodes: so there is a link without any one node.
+    """
+    near = [(n % 2, pair) for chain in chains for n, pair in enumerate(pairwise(chain))]
+    far = [(chain[0], chain[-1]) for chain in chains if len(chain) > 2]  # noqa: PLR2004 - as said
+    ends = [(2, pair) for pair in far if pair[1] // _each(plan) - pair[0] // _each(plan) > 1]
+    return [pair for _, pair in sorted(near + ends)]
 
 
 def _each(plan: Plan) -> int:
@@ -131,7 +158,7 @@ def _each(plan: Plan) -> int:
 
 
 def _size(rate: float | None) -> int:
-    wanted = _MESSAGE_S * (rate or 0)
+    wanted = _SOME_BYTES if rate is None else _MESSAGE_S * rate
     return int(min(max(wanted, _LEAST_BYTES), _MOST_BYTES)) // 8 * 8
 
 
@@ -141,13 +168,13 @@ def expected(plan: Plan, kind: Kind, ranks: Sequence[int]) -> float | None:
     on_gpus = plan.layout.allocation.gpus_per_node > 0
     if not _spans(plan, ranks):
         return _nvlink(plan.gpus, [rank % each for rank in ranks]) if on_gpus else None
-    if network is None or network.rate is None:
+    if network is None or network.rate is None or network.sockets:
         return None
     rate, ports = network.rate * _BYTES_PER_GBIT, network.ports or 1
     if not on_gpus:
         return min(rate, _GLOO_BYTES_PER_S) / each
     # Each rank of a group on a node has a ring through a port of its own, as far as there are any.
-    return rate * (min(ports, each) if kind == "all-reduce" else min(1, ports / each))
+    return rate * min(ports, each) if kind == "all-reduce" else rate / -(-each // ports)
 
 
 def _nvlink(gpus: NodeGpus | None, positions: Sequence[int]) -> float | None:
@@ -168,8 +195,8 @@ def merge(told: Sequence[Link]) -> list[Link]:
     return sorted(found.values(), key=lambda link: (link.kind, link.ranks))
 
 
-def slow(plan: Plan, links: Sequence[Link]) -> list[tuple[Link, float, tuple[int, ...]]]:
-    """Links that are too slow, what they should have, and ranks of the nodes that may be at fault.
+def slow(plan: Plan, links: Sequence[Link]) -> list[Slow]:
+    """Links that are too slow.
 
     A link between nodes has two ends, and the fewest that explain all slow ones are at fault.
     """
@@ -181,12 +208,25 @@ def slow(plan: Plan, links: Sequence[Link]) -> list[tuple[Link, float, tuple[int
     guilty = _guilty(named, well)
     if len(guilty) > 1 and len(named) == len(pairs):  # rather all, or the figure is wrong
         guilty = {end for ends in named for end in ends}
+    best: dict[tuple[Kind, tuple[int, ...]], float] = {}
+    for link in links:
+        best[_place(plan, link)] = max(link.bytes_per_s, best.get(_place(plan, link), 0))
     return [
-        (link, rate, tuple(r for r in link.ranks if _end(plan, r) in guilty) or link.ranks)
+        Slow(
+            link=link,
+            rate=rate,
+            blamed=tuple(r for r in link.ranks if _end(plan, r) in guilty) or link.ranks,
+            odd=best[_place(plan, link)] >= _ODD * link.bytes_per_s,
+        )
         for link, rate in bad
         # A group over nodes is as slow as the pair in it that has a name of its own.
         if not (named and link.kind == "all-reduce" and _spans(plan, link.ranks))
     ]
+
+
+def _place(plan: Plan, link: Link) -> tuple[Kind, tuple[int, ...]]:
+    """What links of other nodes are like it: by the places of its ranks on theirs."""
+    return link.kind, tuple(sorted(rank % _each(plan) for rank in link.ranks))
 
 
 # A node, and which of its ports: the place of a rank in its group on it.

@@ -1,7 +1,8 @@
 """Whether the ranks of a replica fit their plan and each other: pure, from what they have told.
 
 Who is at fault is told by nodes: what is wrong with some of them, others may do better; what is
-wrong with all is the job's, and would be so again.
+wrong with all is the job's, and would be so again. Where all are alike and only the site file has
+it otherwise, that is wrong rather: a warning, and no end of the job.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from launcher.errors import Problem
 from launcher.nodelist import expand
@@ -31,12 +33,14 @@ _LOCKED_CONNECTIONS = 16
 LOCKED_BYTES = 2 * _LOCKED_CONNECTIONS * CONNECTION_BYTES
 # Of a single node nobody can say whether others are like it: in what a job brings along, they are.
 _OF_A_NODE = {
-    "preflight.gpu-model",
     "preflight.gpu-twice",
     "preflight.gpus",
     "preflight.model-differs",
     "preflight.model-missing",
 }
+_ONE_IMAGE = "use one image, or one venv that all nodes share"
+# What the site file says, and a job does not depend on.
+_OF_THE_SITE = {"preflight.gpu-model", "preflight.port"}
 # By what their own MPI_Get_library_version says.
 _OPEN_MPI = "Open MPI"
 _MAY_HAVE_PMI = re.compile(r"Open MPI v?[1-4]\.")
@@ -57,6 +61,8 @@ class Finding:
 
     Attributes
     ----------
+    problem
+        A warning lets the replica go on.
     mendable
         Whether other nodes in their place may do better.
     part
@@ -119,8 +125,14 @@ def judge(plan: Plan, replica: int, ranks: Sequence[Facts], digest: str | None) 
     return [court.finding(*one) for one in found]
 
 
-# Code, message, hint, and the first ranks of the nodes on which it is so; the part of these nodes.
-_Found = tuple[str, str, str, Sequence[Facts]] | tuple[str, str, str, Sequence[Facts], str]
+_Severity = Literal["error", "warning"]
+# Code, message, hint, and the first ranks of the nodes on which it is so; the part of these nodes;
+# how bad it is.
+_Found = (
+    tuple[str, str, str, Sequence[Facts]]
+    | tuple[str, str, str, Sequence[Facts], str]
+    | tuple[str, str, str, Sequence[Facts], str, _Severity]
+)
 
 
 def judge_links(
@@ -134,29 +146,28 @@ def judge_links(
         The nodes of the replica, in their order.
     """
     each = plan.layout.cut.ranks // plan.step.nodes
+    ill = {fault.host for fault in faults if fault.gpu}
     for fault in faults:
         if fault.gpu:
             message = f"rank {fault.rank} on {fault.host} cannot use its GPU: {fault.error}"
             hint = "tell whoever runs the cluster; the job leaves this node out where it can"
             problem = Problem("preflight.gpus", message, hint=hint)
-            yield Finding(problem, (fault.host,), mendable=True, part=f"GPU {fault.rank % each}")
-    found = [
-        (link, rate, tuple(dict.fromkeys(hosts[rank // each] for rank in blamed)))
-        for link, rate, blamed in slow(plan, links)
-    ]
-    # Of two nodes nobody can say which; of more that are all slow, more would be.
-    everywhere = len(hosts) > 2 and {host for *_, at in found for host in at} == set(hosts)  # noqa: PLR2004 - as said
-    for link, rate, at in found:
+            mendable = len(hosts) == 1 or ill != set(hosts)  # else torch and driver do not fit
+            yield Finding(problem, (fault.host,), mendable, f"GPU {fault.rank % each}")
+    for found in slow(plan, links):
+        link, where = found.link, found.link.ranks
         most = "" if link.finished else "less than "
-        between = " and ".join(_ends(link.ranks, hosts, each))
         message = (
-            f"{link.kind} of {between} has {most}{_gb(link.bytes_per_s)} GB/s, and the site "
-            f"declares {_gb(rate)} GB/s"
+            f"{link.kind} of {' and '.join(_ends(where, hosts, each))} has "
+            f"{most}{_gb(link.bytes_per_s)} GB/s, and the site declares {_gb(found.rate)} GB/s"
         )
-        hint = "compare the figures of the site file, then tell whoever runs the cluster"
-        problem = Problem("preflight.slow-link", message, hint=hint)
-        part = f"link {'-'.join(map(str, (link.ranks[0], link.ranks[-1])))}"
-        yield Finding(problem, at, not everywhere, part)
+        hint = "tell whoever runs the cluster; the job leaves this node out where it can"
+        if not found.odd:
+            hint = "compare fabric and gpus.links of the site file with what NCCL_DEBUG=INFO says"
+        severity: _Severity = "error" if found.odd else "warning"
+        problem = Problem("preflight.slow-link", message, hint=hint, severity=severity)
+        at = tuple(dict.fromkeys(hosts[rank // each] for rank in found.blamed))
+        yield Finding(problem, at, mendable=True, part=f"link {where[0]}-{where[-1]}")
 
 
 def _ends(ranks: Sequence[int], hosts: Sequence[str], each: int) -> list[str]:
@@ -179,13 +190,22 @@ class _Court:
         self._nodes = [(rank, rank.node) for rank in ranks if rank.node is not None]
 
     def finding(
-        self, code: str, message: str, hint: str, at: Sequence[Facts], part: str = "node"
+        self,
+        code: str,
+        message: str,
+        hint: str,
+        at: Sequence[Facts],
+        part: str = "node",
+        severity: _Severity = "error",
     ) -> Finding:
         hosts = tuple(dict.fromkeys(rank.host for rank in at))
         everywhere = len(at) == len(self._nodes)
+        if everywhere and code in _OF_THE_SITE:
+            severity = "warning"
         alone = len(self._nodes) == 1 and code in _OF_A_NODE
         mendable = code != "preflight.wrong-node" and (not everywhere or alone)
-        return Finding(Problem(code, message, hint=hint), hosts, mendable, part)
+        problem = Problem(code, message, hint=hint, severity=severity)
+        return Finding(problem, hosts, mendable, part)
 
     def places(self) -> Iterator[_Found]:
         """Ranks that a launcher has put where the job is not."""
@@ -195,11 +215,10 @@ class _Court:
         except ValueError:
             return
         wrong = [
-            rank
-            for rank in self._ranks
-            if nodes and rank.job != first.job and rank.host.partition(".")[0] not in nodes
+            rank for rank in self._ranks if rank.job != first.job and _short(rank.host) not in nodes
         ]
-        if wrong:
+        # Else Slurm's names of nodes are not what these call themselves.
+        if wrong and _short(first.host) in nodes:
             message = f"job {first.job} has the nodes {first.nodes}, and not that of {_who(wrong)}"
             hint = "start script.sh as it was rendered, without a hostfile of your own"
             yield "preflight.wrong-node", message, hint, wrong
@@ -294,20 +313,22 @@ class _Court:
         return [devices[p.local_rank] for p in placements if p.local_rank < len(devices)]
 
     def gpu_models(self) -> Iterator[_Found]:
-        """GPUs of another kind than the site says."""
+        """GPUs of another kind than the site says, of those that are the job's."""
         wanted = self._plan.gpus.model if self._plan.gpus else None
         if wanted is None:
             return
+        found: dict[tuple[tuple[int, ...], str], list[Facts]] = {}
         for rank, node in self._nodes:
-            other = [
-                n for n, name in enumerate(node.gpu_names) if _plain(wanted) not in _plain(name)
-            ]
+            used = _used(rank, node)
+            names = [(n, name) for n, name in enumerate(node.gpu_names) if n in used]
+            other = [n for n, name in names if not _is_model(wanted, name)]
             if other:
-                name = node.gpu_names[other[0]]
-                message = f"GPU {_listed(map(str, other))} of {rank.host} is {name!r}"
-                hint = "correct gpus.model of the site file, or ask for nodes of one kind"
-                message = f"{message}, and the site says {wanted}"
-                yield "preflight.gpu-model", message, hint, [rank], f"GPU {other[0]}"
+                found.setdefault((tuple(other), node.gpu_names[other[0]]), []).append(rank)
+        for (numbers, name), at in found.items():
+            message = f"GPU {_listed(map(str, numbers))} of {_hosts(at)} is {name!r}"
+            hint = "correct gpus.model of the site file, or ask for nodes of one kind"
+            message = f"{message}, and the site says {wanted}"
+            yield "preflight.gpu-model", message, hint, at, f"GPU {numbers[0]}"
 
     def ports(self) -> Iterator[_Found]:
         """Rails that are down, slow or missing.
@@ -319,11 +340,14 @@ class _Court:
             return
         if not any(node.rdma for _, node in self._nodes):
             return
+        found: dict[tuple[str, str], list[Facts]] = {}
         for rank, node in self._nodes:
-            for hca, wrong in _bad_ports(network, node):
-                message = f"{hca} of {rank.host} {wrong}"
-                hint = "tell whoever runs the cluster; the job leaves this node out where it can"
-                yield "preflight.port", message, hint, [rank], hca
+            for bad in _bad_ports(network, node):
+                found.setdefault(bad, []).append(rank)
+        for (hca, wrong), at in found.items():
+            message = f"{hca} of {_hosts(at)} {wrong}"
+            hint = "tell whoever runs the cluster, or correct fabric of the site file"
+            yield "preflight.port", message, hint, at, hca
 
     def limits(self) -> Iterator[_Found]:
         plan, nodes = self._plan, self._plan.step.nodes
@@ -347,24 +371,42 @@ class _Court:
             yield "preflight.locked-memory", f"{message}: {_who(bound)}", hint, bound
 
     def versions(self) -> Iterator[_Found]:
-        odd, names = _odd([(rank, node.versions) for rank, node in self._nodes])
-        if odd:
-            found = [
-                (r.host, name, n.versions.get(name, "missing"))
-                for r, n in self._nodes
-                for name in names
-            ]
-            told = _listed(f"{name} {version} on {host}" for host, name, version in found)
-            message = f"nodes have different software ({told}): {_who(odd)}"
-            hint = "use one image, or one venv that all nodes share"
-            if names == ["driver"]:
-                hint = "tell whoever runs the cluster, or leave that node out by resources.exclude"
-            yield "preflight.versions", message, hint, odd
+        told = [(rank, dict(node.versions)) for rank, node in self._nodes]
+        drivers = [(rank, {"driver": own.pop("driver")}) for rank, own in told if "driver" in own]
+        if found := _differ(told):
+            yield "preflight.versions", *found[:1], _ONE_IMAGE, found[1]
+        if found := _differ(drivers):  # as while a cluster is brought up to date, node by node
+            hint = "leave nodes out by resources.exclude if the engine fails on them"
+            yield "preflight.versions", *found[:1], hint, found[1], "node", "warning"
 
 
-def _plain(name: str) -> str:
-    """A name of a GPU without what the site and the driver may write differently."""
-    return "".join(filter(str.isalnum, name.lower()))
+def _is_model(wanted: str, name: str) -> bool:
+    """Whether the driver's name of a GPU has the chip's in it that the site gives it.
+
+    A site may add memory or socket, which drivers write in many ways: ``a100-sxm4-80gb`` is
+    ``NVIDIA A100-SXM4-80GB``, ``h100-sxm5`` is ``NVIDIA H100 80GB HBM3``.
+    """
+    chips = re.findall(r"[a-z]+\d+|\d{4}", "-".join(_words(wanted)))
+    return not chips or any(chip in "".join(_words(name)) for chip in chips)
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower())
+
+
+def _used(rank: Facts, node: NodeFacts) -> list[int]:
+    """Which of a node's GPUs the job uses: a machine may have others, to show pictures."""
+    wanted = (rank.visible or "").split(",")
+    uuids = enumerate(node.gpus or ())
+    return [n for n, uuid in uuids if str(n) in wanted or uuid in wanted]
+
+
+def _short(host: str) -> str:
+    return host.partition(".")[0]
+
+
+def _hosts(ranks: Iterable[Facts]) -> str:
+    return _listed(dict.fromkeys(rank.host for rank in ranks))
 
 
 def _bad_ports(network: Network, node: NodeFacts) -> Iterator[tuple[str, str]]:
@@ -386,6 +428,16 @@ def _bad_ports(network: Network, node: NodeFacts) -> Iterator[tuple[str, str]]:
 
 def _below(value: int | None, least: int) -> bool:
     return value is not None and value < least
+
+
+def _differ(told: Sequence[tuple[Facts, Mapping[str, str]]]) -> tuple[str, list[Facts]] | None:
+    """What differs between nodes, in words, and on which of them it is unlike the others."""
+    odd, names = _odd(told)
+    if not odd:
+        return None
+    seen = ((r.host, name, own.get(name, "missing")) for r, own in told for name in names)
+    listed = _listed(f"{name} {version} on {host}" for host, name, version in seen)
+    return f"nodes have different software ({listed}): {_who(odd)}", odd
 
 
 def _odd(told: Sequence[tuple[Facts, Mapping[str, str]]]) -> tuple[list[Facts], list[str]]:

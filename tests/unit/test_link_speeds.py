@@ -6,7 +6,6 @@ import dataclasses
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,8 @@ def test_groups_are_measured_whole_and_stages_by_neighbours_in_turn() -> None:
         ("exchange", (1, 3)),
         ("exchange", (2, 4)),
         ("exchange", (3, 5)),
+        ("exchange", (0, 4)),
+        ("exchange", (1, 5)),
     ]
 
 
@@ -82,6 +83,8 @@ def test_every_rank_is_measured_and_none_waits_for_one_that_waits_for_it(
         ("exchange", (0, 4), {}, 400 * GBIT),
         ("exchange", (0, 4), {"network": Network(type="infiniband", rate=400, ports=2)}, 25e9),
         ("exchange", (0, 4), {"network": Network(type="infiniband", rate=400)}, 12.5e9),
+        # Two of four share one of three ports.
+        ("exchange", (0, 4), {"network": Network(type="infiniband", rate=400, ports=3)}, 25e9),
         ("exchange", (0, 4), {"network": Network(type="infiniband")}, None),
         ("exchange", (0, 4), {"network": None}, None),
         ("all-reduce", (0, 1, 2, 3), {}, 18 * 25e9),
@@ -125,34 +128,68 @@ def test_less_than_half_of_what_is_declared_is_slow(rate: float) -> None:
 def test_of_a_chain_of_nodes_the_one_whose_links_are_slow_is_at_fault(nodes: int, bad: int) -> None:
     bad %= nodes
     plan = plan_of(tp=1, pp=nodes)
-    links = [pair(a, b, 1e9 if bad in (a, b) else 45e9) for a, b in pairwise(range(nodes))]
+    links = [
+        pair(*m.ranks, 1e9 if bad in m.ranks else 45e9)  # type: ignore[call-arg]  # two ranks
+        for m in schedule(plan)
+    ]
     found = list(judge_links(plan, links, [], HOSTS[:nodes]))
     assert {finding.hosts for finding in found} == {(HOSTS[bad],)}
-    assert all(finding.mendable for finding in found)
-    assert len(found) == sum(bad in (a, b) for a, b in pairwise(range(nodes)))
+    assert all(f.mendable and f.problem.severity == "error" for f in found)
+    assert len(found) == 2
 
 
-def test_of_two_nodes_both_may_be_at_fault_and_others_may_do_better() -> None:
+def test_of_two_nodes_nobody_can_say_whether_others_would_be_faster() -> None:
     [found] = judge_links(plan_of(), [pair(0, 1, 3.4e9)], [], HOSTS[:2])
-    assert found.problem.code == "preflight.slow-link"
+    assert (found.problem.code, found.problem.severity) == ("preflight.slow-link", "warning")
     assert found.problem.message == (
         "exchange of rank 0 on h0 and rank 1 on h1 has 3.4 GB/s, and the site declares 50 GB/s"
     )
     assert (found.hosts, found.mendable, found.part) == (("h0", "h1"), True, "link 0-1")
 
 
-def test_where_all_links_are_slow_other_nodes_would_not_be_better() -> None:
-    links = [pair(a, b, 1e9) for a, b in pairwise(range(4))]
-    found = list(judge_links(plan_of(tp=1, pp=4), links, [], HOSTS[:4]))
-    assert len(found) == 3
-    assert not any(finding.mendable for finding in found)
+@given(share=st.floats(0.01, 0.16), spread=st.lists(st.floats(1.0, 2.9), min_size=4, max_size=4))
+def test_where_links_are_alike_and_slow_the_job_goes_on_and_is_told(
+    share: float, spread: list[float]
+) -> None:
+    """As without GPUDirect, with a setting of NCCL's, or where the site's figure is wrong."""
+    plan = plan_of(tp=1, pp=4)
+    rates = [share * 50e9 * more for more in spread]
+    links = [
+        pair(a, b, r) for (a, b), r in zip([(0, 1), (1, 2), (2, 3), (0, 3)], rates, strict=True)
+    ]
+    found = list(judge_links(plan, links, [], HOSTS[:4]))
+    assert len(found) == 4
+    assert {f.problem.severity for f in found} == {"warning"}
+    assert "NCCL_DEBUG" in str(found[0].problem.hint)
+
+
+def test_rails_that_gpus_share_are_no_fault_of_nodes() -> None:
+    """Of two nodes, one place is fast and the other slow: nothing says that nodes differ."""
+    plan = plan_of(tp=2, pp=2)
+    found = list(judge_links(plan, [pair(0, 2, 45e9), pair(1, 3, 10e9)], [], HOSTS[:2]))
+    assert [(f.part, f.problem.severity) for f in found] == [("link 1-3", "warning")]
+
+
+def test_a_node_whose_nvlink_is_slow_is_named_by_the_other_one() -> None:
+    plan = plan_of(tp=4, pp=2)
+    groups = [(tuple(range(4)), 20e9), (tuple(range(4, 8)), 380e9)]
+    links = [Link(kind="all-reduce", ranks=r, bytes_per_s=rate) for r, rate in groups]
+    [found] = judge_links(plan, links, [], HOSTS[:2])
+    assert (found.hosts, found.part, found.problem.severity) == (("h0",), "link 0-3", "error")
+
+
+def test_links_between_nodes_are_not_judged_where_the_job_allows_sockets() -> None:
+    network = Network(type="infiniband", rate=400, ports=1, sockets=True)
+    assert list(judge_links(plan_of(network=network), [pair(0, 1, 1e8)], [], HOSTS[:2])) == []
 
 
 def test_a_slow_port_of_a_node_is_told_from_its_other_ports() -> None:
     plan = plan_of(tp=2, pp=3)
     links = [pair(r, r + 2, 1e9 if r in (1, 3) else 45e9) for r in range(4)]
+    links += [pair(0, 4, 45e9), pair(1, 5, 45e9)]
     found = list(judge_links(plan, links, [], HOSTS[:3]))
     assert [f.part for f in found] == ["link 1-3", "link 3-5"]
+    assert {f.problem.severity for f in found} == {"error"}
     assert {f.hosts for f in found} == {("h1",)}
 
 
@@ -183,6 +220,13 @@ def test_a_gpu_that_torch_cannot_use_is_its_nodes_fault_and_missing_torch_is_not
     [found] = judge_links(plan_of(), [], faults, HOSTS[:2])
     assert (found.problem.code, found.hosts, found.mendable) == ("preflight.gpus", ("h1",), True)
     assert "uncorrectable ECC" in found.problem.message
+
+
+def test_gpus_that_torch_can_use_on_no_node_are_not_the_nodes_fault() -> None:
+    error = "The NVIDIA driver on your system is too old (found version 12020)"
+    faults = [Fault(rank=n, host=f"h{n}", error=error, gpu=True) for n in (0, 1)]
+    found = list(judge_links(plan_of(), [], faults, HOSTS[:2]))
+    assert [(f.problem.severity, f.mendable) for f in found] == [("error", False)] * 2
 
 
 def test_of_a_link_that_both_ends_saw_the_slower_word_counts() -> None:

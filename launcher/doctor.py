@@ -10,18 +10,19 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from launcher.errors import Problem
+from launcher.errors import HpcLlmError, PlanError, Problem
 from launcher.plan.types import Plan
 from launcher.preflight.facts import NodeFacts, look
 from launcher.preflight.speeds import Link, expected
@@ -95,7 +96,7 @@ def prepare_visit(
     Raises
     ------
     SpecError, PlanError
-        As of any job.
+        As of any job; then nothing is left in ``folder``.
     """
     spec = site.spec
     name = partition or (next(iter(spec.partitions)) if len(spec.partitions) == 1 else None)
@@ -112,16 +113,34 @@ def prepare_visit(
         "parallelism": {"tp": slots, "pp": nodes},
         "output": {"path": "run"},
         "resources": {k: v for k, v in asked.items() if v is not None},
+        "limits": {"attempts": 1},
         "runtime": _given(runtime) if runtime else {},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rows.jsonl").write_text('{"text": "well"}\n')
-    (folder / "job.yaml").write_text(json.dumps(job, indent=1))
-    prepared = prepare(folder / "job.yaml", site=site.source.path, settings=settings)
+    _write(folder, job)
+    try:
+        prepared = prepare(folder / "job.yaml", site=site.source.path, settings=settings)
+    except HpcLlmError:
+        shutil.rmtree(folder)
+        raise
     plan = prepared.resolution.plan
     visit = dataclasses.replace(plan, restart="none", links=plan.layout.cut.ranks > 1)
     resolution = dataclasses.replace(prepared.resolution, plan=visit)
     return dataclasses.replace(prepared, resolution=resolution)
+
+
+def _write(folder: Path, job: Mapping[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True)
+        (folder / "rows.jsonl").write_text('{"text": "well"}\n')
+        (folder / "job.yaml").write_text(json.dumps(job, indent=1))
+    except OSError as exc:
+        raise PlanError(_unwritable(exc, folder)) from exc
+
+
+def _unwritable(exc: OSError, folder: Path) -> Problem:
+    message = f"cannot write {exc.filename or folder}: {exc.strerror}"
+    hint = "choose a directory where you may write, with --directory"
+    return Problem("rundir.unwritable", message, hint=hint)
 
 
 def _given(runtime: msgspec.Struct) -> dict[str, Any]:
@@ -131,33 +150,32 @@ def _given(runtime: msgspec.Struct) -> dict[str, Any]:
 def examine(run: RunDir) -> Report:
     """What the last preflight of ``run`` found, node by node."""
     plan = run.newest_plan()
-    nodes, links = _newest(run, "preflight"), _newest(run, "links")
-    if nodes is None:
-        return Report(rows=(), problems=(), judged=False)
-    rows = [row for rank in nodes["ranks"] for row in _node_rows(rank)]
-    if links is not None:
-        rows += [_link_row(plan, Link.from_json(link), links["nodes"]) for link in links["links"]]
-    found = [finding for told in (nodes, links) if told for finding in told["findings"]]
+    nodes, links = _told(run, run.preflight_path), _told(run, run.links_path)
+    rows = [row for told in nodes for rank in told["ranks"] for row in _node_rows(rank)]
+    rows += [
+        _link_row(plan, Link.from_json(link), told["nodes"])
+        for told in links
+        for link in told["links"]
+    ]
+    found = [finding for told in (*nodes, *links) for finding in told["findings"]]
     for finding in found:
         rows = _with(rows, finding)
     return Report(
         rows=tuple(rows),
         problems=tuple(_problem(finding) for finding in found if finding["hosts"]),
         warnings=tuple(_problem(finding) for finding in found if not finding["hosts"]),
+        judged=bool(nodes),
     )
 
 
-def _newest(run: RunDir, kind: Literal["preflight", "links"]) -> dict[str, Any] | None:
-    """Of the last start, or None where it has none."""
-    for entry in reversed(run.registrations()):
-        at = {"preflight": run.preflight_path, "links": run.links_path}[kind]
-        for replica in range(run.newest_plan().layout.replicas):
-            path = at(entry["job"], entry["restart"], replica)
-            if path.exists():
-                found: dict[str, Any] = json.loads(path.read_bytes())
-                return found
-        break
-    return None
+def _told(run: RunDir, path: Callable[[str, int, int], Path]) -> list[dict[str, Any]]:
+    """By the replicas of the last start."""
+    if not (starts := run.registrations()):
+        return []
+    job, restart = starts[-1]["job"], starts[-1]["restart"]
+    replicas = range(run.newest_plan().layout.replicas)
+    there = [at for n in replicas if (at := path(job, restart, n)).exists()]
+    return [json.loads(at.read_bytes()) for at in there]
 
 
 def _problem(data: Mapping[str, Any]) -> Problem:
@@ -214,10 +232,9 @@ def _with(rows: Sequence[Row], finding: Mapping[str, Any]) -> list[Row]:
         and row.verdict in _WELL
         and not set(row.node.split()).isdisjoint(finding["hosts"])
     ]
-    if not about:
-        new = [Row(node=host, part=finding["part"], **told) for host in finding["hosts"]]
-        return [*rows, *new]
-    return [dataclasses.replace(row, **told) if row in about else row for row in rows]
+    seen = {host for row in about for host in row.node.split()}
+    new = [Row(node=h, part=finding["part"], **told) for h in finding["hosts"] if h not in seen]
+    return [dataclasses.replace(row, **told) if row in about else row for row in rows] + new
 
 
 # --- this machine
@@ -288,9 +305,7 @@ def _disk(folder: Path) -> Iterator[_Seen]:
         with tempfile.TemporaryDirectory(prefix=".hpc-llm-doctor-", dir=folder) as scratch:
             yield from _tried(Path(scratch), folder)
     except OSError as exc:
-        message = f"cannot write {exc.filename or folder}: {exc.strerror}"
-        hint = "choose a directory where you may write, with --directory"
-        yield "file system", Problem("rundir.unwritable", message, hint=hint), ""
+        yield "file system", _unwritable(exc, folder), ""
 
 
 def _tried(scratch: Path, folder: Path) -> Iterator[_Seen]:

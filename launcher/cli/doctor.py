@@ -46,6 +46,8 @@ def command(
     """
     from launcher.rundir import RunDir
 
+    if here and run is not None:
+        raise click.UsageError("--here looks at this machine, and at no run")
     if run is not None:
         return _of_run(RunDir.open(run))
     if here:

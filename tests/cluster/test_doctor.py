@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_driving import Done
+from cli_driving import Done, poll
 from cluster.user import SITE, User
+from vllm_standin import write_checkpoint
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 
@@ -94,6 +95,33 @@ def test_a_node_with_a_slow_link_is_named_with_both_figures(user: User) -> None:
     assert verdicts == {"link 0-1": bad, "link 0-2": "ok", "link 1-2": bad}
     [ended] = (Path(done.data["run"]) / "jobs").glob("*.died")
     assert json.loads(ended.read_bytes())["host"] == "node02"
+
+
+def test_a_job_with_a_slow_link_starts_no_engine_and_leaves_that_node_out(user: User) -> None:
+    own = user.with_environment(HPC_LLM_SITE=str(site_of(user)))
+    model = write_checkpoint(user.folder / "model")
+    config = json.loads((model / "config.json").read_text())
+    in_three = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3}
+    in_three["intermediate_size"] = 192
+    (model / "config.json").write_text(json.dumps(config | in_three))
+    job = own.job(
+        engine="transformers",
+        model=str(model),
+        parallelism={"tp": 3},
+        allow=["tp-over-fabric"],
+        resources={"partition": "gpu", "time": "10m", "exclude": "node04"},
+    )
+    with shaped("node02", "80mbit"):
+        number = own.submit(job)
+        ended = own.run / "jobs" / f"{number}.0.s0.died"
+        poll(ended.exists, "the end of the step")
+    found = json.loads(ended.read_bytes())
+    assert found["host"] == "node02"
+    assert {problem["code"] for problem in found["problems"]} == {"preflight.slow-link"}
+    poll(lambda: "node02" in own.shown(number, "ExcNodeList"), "the node left out")
+    done = own.cli.ask("doctor", own.run)
+    assert done.code == 4
+    assert set(done.codes) == {"preflight.slow-link"}
 
 
 def test_a_rank_that_is_where_its_job_is_not_is_named(user: User) -> None:

@@ -215,7 +215,8 @@ class _LinkRound(Round):
     def look(self, rank: int, local_rank: int, environ: Mapping[str, str]) -> dict[str, Any]:  # noqa: ARG002 - as other rounds
         flight = self.flight
         ranks = flight.plan.task(flight.replica, rank)
-        told = probe(flight.plan, ranks, environ, self.path.with_suffix(".links-at"))
+        meeting = self.path.with_suffix(".links-at")
+        told = probe(flight.plan, ranks, environ, meeting, flight.run.stop_path)
         return dataclasses.asdict(told)
 
     def judge(self, told: Sequence[dict[str, Any]], began_s: float) -> Verdict:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from launcher.errors import Problem, Stopped
 from launcher.plan.types import Placement, Plan
 from launcher.preflight.links import MARK, MESSAGES
 from launcher.preflight.speeds import Fault, Link, Measurement, Told, schedule
@@ -30,7 +31,7 @@ _POLL_S = 0.1
 
 
 def probe(
-    plan: Plan, ranks: Sequence[Placement], environ: Mapping[str, str], meeting: Path
+    plan: Plan, ranks: Sequence[Placement], environ: Mapping[str, str], meeting: Path, stop: Path
 ) -> Told:
     """Measure the links of ``ranks``, those of one task; in at most `JOIN_S` and `MEASURE_S`.
 
@@ -41,12 +42,19 @@ def probe(
     meeting
         Where the first rank says how it is reached; beside it a rank that cannot go on leaves a
         file, so that nobody waits for it.
+    stop
+        Appears when the run is told to stop.
+
+    Raises
+    ------
+    Stopped
+        It did.
     """
     given_up, measurements = meeting.with_suffix(".links-off"), schedule(plan)
     children: list[_Child] = []
     try:
         children += (_Child(plan, rank, measurements, environ, meeting) for rank in ranks)
-        off = _run(children, given_up)
+        off = _run(children, given_up, stop)
     finally:
         for child in children:
             child.stop()
@@ -59,12 +67,14 @@ def probe(
     )
 
 
-def _run(children: Sequence[_Child], given_up: Path) -> bool:
+def _run(children: Sequence[_Child], given_up: Path, stop: Path) -> bool:
     """Wait for their ends, or as long as they may take; whether somebody has given up."""
     deadline_s, joined, off = time.monotonic() + JOIN_S, False, False
     while any(child.runs for child in children) and time.monotonic() < deadline_s:
         if not joined and all(child.joined for child in children):
             deadline_s, joined = time.monotonic() + MEASURE_S, True
+        if stop.exists():
+            raise Stopped(Problem("run.stopped", "the run was told to stop"))
         if any(child.failed for child in children):
             publish(given_up, b"")
         if not off and given_up.exists():

@@ -152,9 +152,9 @@ def test_a_run_that_is_stopped_is_not_waited_for(render: Render, tmp_path: Path)
     assert set(ended(run)) == {"resumable"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, None])
 def test_ranks_that_measure_their_links_leave_and_end_the_processes_that_do(
-    render: Render, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    render: Render, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals | None
 ) -> None:
     """A torch that takes for ever to import, in one process for each of four GPUs."""
     site = yaml.safe_load((tmp_path / "site.yaml").read_text())
@@ -171,7 +171,10 @@ def test_ranks_that_measure_their_links_leave_and_end_the_processes_that_do(
     run = render()
     started = run.start()
     poll(lambda: len(list(tmp_path.glob("measures*"))) == 4, "four processes that measure")
-    os.kill(started.process.pid, number)
+    if number is None:
+        (run.path / "control/STOP").touch()
+    else:
+        os.kill(started.process.pid, number)
     assert started.ended(LIMIT_S) == 75
     assert set(ended(run)) == {"resumable"}
     pids = [path.name.removeprefix("measures") for path in tmp_path.glob("measures*")]

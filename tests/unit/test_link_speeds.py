@@ -243,7 +243,9 @@ def measured(plan: Plan, folder: Path, environ: dict[str, str]) -> list[Told]:
     """What the tasks of ``plan`` tell, side by side on this machine."""
     with ThreadPoolExecutor(plan.step.tasks) as threads:
         tasks = [
-            threads.submit(probe, plan, plan.task(0, n), environ, folder / "x.links-at")
+            threads.submit(
+                probe, plan, plan.task(0, n), environ, folder / "x.links-at", folder / "STOP"
+            )
             for n in range(plan.step.tasks)
         ]
         return [task.result() for task in tasks]
@@ -273,9 +275,9 @@ def test_a_rank_that_cannot_measure_says_why_and_keeps_nobody_waiting(tmp_path: 
     plan = plan_of(gpus=False)
     path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     with ThreadPoolExecutor(2) as threads:
-        meeting = tmp_path / "x.links-at"
-        waits = threads.submit(probe, plan, plan.task(0, 0), path, meeting)
-        fails = threads.submit(probe, plan, plan.task(0, 1), path | {"BROKEN": "1"}, meeting)
+        meeting = (tmp_path / "x.links-at", tmp_path / "STOP")
+        waits = threads.submit(probe, plan, plan.task(0, 0), path, *meeting)
+        fails = threads.submit(probe, plan, plan.task(0, 1), path | {"BROKEN": "1"}, *meeting)
         [fault] = fails.result().faults
         assert (fault.rank, fault.error, fault.gpu) == (1, "libcudart.so.12 is not there", False)
         assert waits.result() == Told()
@@ -288,5 +290,5 @@ def test_ranks_that_never_meet_are_given_up(
     (tmp_path / "torch.py").write_text("import time\ntime.sleep(600)\n")
     plan = plan_of(gpus=False)
     path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    [fault] = probe(plan, plan.task(0, 0), path, tmp_path / "x.links-at").faults
+    [fault] = probe(plan, plan.task(0, 0), path, tmp_path / "x.links-at", tmp_path / "STOP").faults
     assert fault.error == "it did not meet the others"

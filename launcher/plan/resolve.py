@@ -276,7 +276,8 @@ def _plan(
 
 def _measures_links(r: Resolver, network: Network | None) -> bool:
     """Whether there is anything that measured links could be compared with."""
-    if network is None or network.rate is None or not ENGINES[r.job.engine].needs_model:
+    stated = network is not None and network.rate is not None and not network.sockets
+    if not stated or not ENGINES[r.job.engine].needs_model:
         return False
     r.from_job("limits.preflight", r.job.limits.preflight)
     return r.job.limits.preflight == "full"

@@ -147,7 +147,9 @@ def test_each_value_says_where_it_is_from() -> None:
 def test_a_plan_holds_the_node_and_its_network_and_is_read_back() -> None:
     fabric = f"type: infiniband, rate: 400, srun: ['--network=x'], rails: {RAILS}"
     plan = resolved(fabric, TWO_NODES + "allow: [tcp-fallback]\n").plan
-    assert plan.gpus == NodeGpus(count=2, link="nvlink4", domain=2, cpus=("0-3", "4-7"))
+    assert plan.gpus == NodeGpus(
+        count=2, link="nvlink4", domain=2, model="h100", cpus=("0-3", "4-7")
+    )
     assert plan.network == Network(
         type="infiniband",
         rate=400,

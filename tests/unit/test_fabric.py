@@ -173,3 +173,23 @@ def test_ports_without_names_are_counted_all_the_same() -> None:
     network = resolved("type: infiniband, nics: 4").plan.network
     assert network is not None
     assert (network.ports, network.rails) == (4, ())
+
+
+@pytest.mark.parametrize(
+    ("fabric", "more", "measured"),
+    [
+        ("type: infiniband, rate: 400", "", True),
+        ("type: infiniband, rate: 400", "limits: {preflight: full}\n", True),
+        ("type: infiniband, rate: 400", "limits: {preflight: quick}\n", False),
+        ("type: infiniband, rate: 400", "allow: [tcp-fallback]\n", False),
+        ("type: infiniband", "", False),
+    ],
+)
+def test_links_are_measured_where_there_is_a_rate_to_compare_them_with(
+    fabric: str, more: str, *, measured: bool
+) -> None:
+    assert resolved(fabric, TWO_NODES + more).plan.links is measured
+
+
+def test_links_are_not_measured_on_one_node() -> None:
+    assert not resolved("type: infiniband, rate: 400", ONE_NODE).plan.links

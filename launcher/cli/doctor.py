@@ -27,7 +27,9 @@ UNFIT = 4
 @click.option("--here", is_flag=True, help="Look at this machine, without a job.")
 @click.option("--site", metavar="NAME|FILE", help="The site; detected when not given.")
 @click.option("--partition", help="Which nodes; needed where the site has several kinds.")
-@click.option("--nodes", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--nodes", type=click.IntRange(min=1), default=2, show_default=True, help="How many of them."
+)
 @click.option("--account", help="Whom the job is charged to.")
 @click.option("--set", "settings", multiple=True, metavar="KEY.PATH=VALUE", help="As for submit.")
 @click.option("--wait", "waiting", is_flag=True, help="Stay until the nodes have told.")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from launcher.errors import Location, Problem, SpecError
 from launcher.models.catalogue import find_builtin
 from launcher.models.shapes import ModelShape, shape_from_config
+from launcher.models.weights import stored_weights
 from launcher.preflight.fingerprint import fingerprint
 from launcher.resources import model_cache
 
@@ -113,9 +115,10 @@ def _read(directory: Path, name: str, where: Location | None) -> Checkpoint:
         hint = "a checkpoint's directory holds config.json, tokenizer files and weights"
         problem = Problem("model.config", f"cannot use {directory}: {exc}", where, hint)
         raise SpecError(problem) from exc
+    shape = shape_from_config(name, config)
     return Checkpoint(
         path=directory,
-        shape=shape_from_config(name, config),
+        shape=dataclasses.replace(shape, stored=stored_weights(_tensors(directory), shape)),
         chat_template=template,
         digest=fingerprint(directory).digest,
     )
@@ -131,6 +134,38 @@ def _modelopt(directory: Path) -> dict[str, Any]:
     if not isinstance(own, dict) or not own.get("quant_algo"):
         return {}
     return {"quantization_config": {"quant_method": "modelopt", **own}}
+
+
+# Reads that wait for a parallel file system at the same time, and what safetensors itself takes
+# for the longest header (safetensors/src/tensor.rs, MAX_HEADER_SIZE).
+_READERS, _LONGEST_HEADER = 8, 100_000_000
+
+
+def _tensors(directory: Path) -> dict[str, int]:
+    """The bytes of each tensor, by the headers of its files alone.
+
+    None of them where a file is missing or no safetensors file: the config tells sizes then,
+    and the engine what is wrong.
+    """
+    index = directory / "model.safetensors.index.json"
+    try:
+        names = _object(index)["weight_map"].values() if index.is_file() else ["model.safetensors"]
+        with ThreadPoolExecutor(_READERS) as pool:
+            headers = list(pool.map(_header, (directory / name for name in sorted(set(names)))))
+        return {name: size for header in headers for name, size in header.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def _header(path: Path) -> dict[str, int]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"{path} is no safetensors file")
+        found = json.loads(file.read(length))
+    found.pop("__metadata__", None)
+    ends = {name: facts["data_offsets"] for name, facts in found.items()}
+    return {name: int(end) - int(start) for name, (start, end) in ends.items()}
 
 
 def _has_chat_template(directory: Path) -> bool:

@@ -35,7 +35,15 @@ _LLAMA_4 = {
 _GPT_OSS = {
     "num_experts_per_tok": 4,
     "sliding_window": 128,
-    "quantization_config": {"quant_method": "mxfp4"},
+    "quantization_config": {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ],
+    },
 }
 _DEEPSEEK = {
     "q_lora_rank": 1536,

@@ -28,6 +28,11 @@ class Quantisation:
     block_size
         Edge of the square of weights that shares a scale (block-scaled FP8). Each shard of a
         weight must be whole blocks.
+    excluded
+        Modules that stay as they were, as the config has them: names, the beginnings of names,
+        globs (ModelOpt) or ``re:`` and a regular expression (compressed-tensors).
+    kv_bits
+        Bits of one element of the KV cache, where the checkpoint decides that.
     """
 
     method: str
@@ -35,6 +40,8 @@ class Quantisation:
     algorithm: str = ""
     group_size: int | None = None
     block_size: int | None = None
+    excluded: tuple[str, ...] = ()
+    kv_bits: int | None = None
 
 
 _BITS = re.compile(r"(?:^W|FP|INT)(\d+)")
@@ -43,6 +50,8 @@ _BITS = re.compile(r"(?:^W|FP|INT)(\d+)")
 _BLOCKS = {"FP8_PB_WO": 128, "FP8_BLOCK_SCALES": 128}
 # OCP Microscaling Formats 1.0; NVIDIA TensorRT-Model-Optimizer, nvfp4_tensor.py
 _GROUPS = {"MXFP4": 32, "NVFP4": 16}
+# By format: fbgemm_fp8, awq and mxfp4; compressed-tensors; ModelOpt; block-scaled FP8.
+_EXCLUDED = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
 
 
 def quantisation(keys: Keys) -> Quantisation | None:
@@ -68,7 +77,18 @@ def quantisation(keys: Keys) -> Quantisation | None:
         algorithm=algorithm,
         group_size=group or default_group,
         block_size=math.lcm(*blocks) if blocks else _BLOCKS.get(algorithm),
+        excluded=tuple(name for key in _EXCLUDED for name in own.items(key, str)),
+        kv_bits=_kv_bits(own),
     )
+
+
+def _kv_bits(own: Keys) -> int | None:
+    """What ModelOpt's file and compressed-tensors say of the KV cache."""
+    scheme = own.values.get("kv_cache_scheme")
+    if scheme is not None and isinstance(scheme, dict):
+        return own.section("kv_cache_scheme").optional("num_bits")
+    digits = _BITS.search(own.text("kv_cache_quant_algo") or "")
+    return int(digits[1]) if digits else None
 
 
 def _weight_scheme(own: Keys) -> Keys:

@@ -21,6 +21,7 @@ __all__ = [
     "LatentAttention",
     "ModelShape",
     "SmallTensors",
+    "StoredWeights",
     "shape_from_config",
 ]
 
@@ -80,6 +81,26 @@ class SmallTensors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredWeights:
+    """Bytes of a checkpoint's tensors, without those of multi-token prediction.
+
+    Attributes
+    ----------
+    layers
+        Of each layer of the text model.
+    embedding, head
+        Of the vocabulary's two matrices; ``head`` is 0 where one serves both ends.
+    rest
+        Everything else: the last norm, and what sees and hears.
+    """
+
+    layers: tuple[int, ...]
+    embedding: int
+    head: int
+    rest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """The sizes of one model.
 
@@ -103,6 +124,8 @@ class ModelShape:
         None where the config does not tell.
     small_tensors
         None where the tensors of the architecture are not known.
+    stored
+        What the tensors of the checkpoint take; None where only the config is known.
     """
 
     name: str
@@ -126,6 +149,7 @@ class ModelShape:
     torch_dtype: str | None = None
     small_tensors: SmallTensors | None = None
     classes: tuple[str, ...] = ()
+    stored: StoredWeights | None = None
 
     @property
     def parameters(self) -> int | None:
@@ -222,6 +246,7 @@ _FAMILIES = {
     "qwen3_moe": _Family(SmallTensors(qk_norm=True), {"use_sliding_window": False}),
     "deepseek_v2": _Family(SmallTensors()),
     "deepseek_v3": _Family(SmallTensors(router_bias=True)),
+    "kimi_k2": _Family(SmallTensors(router_bias=True)),
     "gemma3": _Family(
         SmallTensors(qk_norm=True, norms=4),
         {
@@ -247,8 +272,8 @@ _MULTI_HEAD = frozenset({"llama", "phi3"})
 def shape_from_config(name: str, config: Mapping[str, Any]) -> ModelShape:
     """The shape of the model whose ``config.json`` holds ``config``.
 
-    Any ``model_type`` with the usual keys is read. Of ``nemotron_h`` and of types that are
-    not known here the parameters are not counted.
+    Any ``model_type`` with the usual keys is read. Of ``nemotron_h``, of a Nemotron whose layers
+    differ (``block_configs``) and of types that are not known here parameters are not counted.
 
     Parameters
     ----------
@@ -268,7 +293,7 @@ def shape_from_config(name: str, config: Mapping[str, Any]) -> ModelShape:
         keys.lacks("model_type")
     architecture = (architecture or "").removesuffix("_text")
     family = _FAMILIES.get(architecture, _Family())
-    keys.values = {**family.defaults, **keys.values}
+    keys.values = {**family.defaults, **_of_blocks(keys), **keys.values}
     outer = Keys(name, config)
     shape = replace(_shape(keys, architecture, family), classes=outer.items("architectures", str))
     keys.problems += outer.problems
@@ -285,6 +310,37 @@ def _text_keys(name: str, config: Mapping[str, Any]) -> Keys:
     shared = {key: outer.values[key] for key in _SHARED if key in outer}
     inner.values = {**shared, **inner.values}
     return inner
+
+
+def _of_blocks(keys: Keys) -> dict[str, Any]:
+    """The usual keys of a Nemotron whose layers were searched for: those of its widest layers.
+
+    (nvidia/Llama-3_3-Nemotron-Super-49B-v1, ``modeling_decilm.py``)
+    """
+    attention, mlps = [], []
+    for block in keys.items("block_configs", dict):
+        inner = Keys(keys.name, block, "block_configs.")
+        inner.problems = keys.problems
+        attention.append(inner.section("attention").optional("n_heads_in_group"))
+        mlps.append(inner.section("ffn"))
+    groups = [group for group in attention if group]
+    widths = [mlp.optional("intermediate_size") or _width_of(keys, mlp) for mlp in mlps]
+    if not groups or not any(widths):
+        return {}
+    return {
+        "num_key_value_heads": keys.number("num_attention_heads") // min(groups),
+        "intermediate_size": max(widths),
+        "layer_types": ["full_attention" if group else "none" for group in attention],
+    }
+
+
+def _width_of(keys: Keys, mlp: Keys) -> int:
+    """Of an MLP, by its multiple of two thirds of the hidden size, in whole 256s."""
+    factor = mlp.values.get("ffn_mult", 0)
+    if not isinstance(factor, (int, float)) or not 0 <= factor < 1000:  # noqa: PLR2004
+        mlp.wrong("ffn_mult", "a number below 1000")
+        return 0
+    return -(-int(2 * factor * keys.number("hidden_size") / 3) // 256) * 256
 
 
 _SHARED = (

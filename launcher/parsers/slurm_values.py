@@ -37,7 +37,7 @@ _CLOCK = re.compile(
 _MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMGTPE]?)B?([nc]?)", re.IGNORECASE)
 _COUNT = re.compile(r"([0-9]{1,15})([KMGTP]?)")
 _IN_BRACKETS = re.compile(r"\((S|IDX|CPU_IDX):([^()]*)\)")
-_MIG = re.compile(r"(?:^|[_.])[0-9]+g\.[0-9]+gb", re.IGNORECASE)
+_MIG = re.compile(r"(?:^|[^a-z0-9])(?:[0-9]g[._-]?[0-9]+gb|mig)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Gres:
 
     @property
     def mig(self) -> bool:
-        """Whether these are parts of GPUs (``a100_3g.20gb``)."""
+        """Whether these are parts of GPUs (``a100_3g.20gb``, ``a100-1g5gb``, ``h100_mig``)."""
         return self.type is not None and _MIG.search(self.type) is not None
 
 

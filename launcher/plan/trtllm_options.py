@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.plan.engine_options import Complaint, Names
 
-__all__ = ["OWNED", "VERSIONS", "complaints", "fields_of", "known_options"]
+__all__ = ["OWNED", "VERSIONS", "complaints", "fields_of", "known_options", "with_defaults"]
 
 # What engine.yaml gets from the plan, and the key of the job file that decides it, if any does.
 OWNED: Mapping[str, str] = {
@@ -178,6 +178,41 @@ def _right(name: str, value: Any) -> str | None:
 
 def _is_share(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and 0 < value <= 1)
+
+
+# What a batch run wants where the user says nothing else. TensorRT-LLM's own defaults differ
+# between versions, and some are left to what the calling process happens to see.
+_DEFAULTS: Mapping[str, Any] = {
+    # At once in a step. Its own 2048 costs a sampler memory for 2048 sequences of the longest
+    # length, and a step of 512 keeps the GPUs of most models busy.
+    "max_batch_size": 512,
+    "max_num_tokens": 8192,
+    # Without it a prompt of more than max_num_tokens is refused (llm.py, _check_arguments).
+    "enable_chunked_prefill": True,
+    # A request that is running is never thrown out to be computed again.
+    "scheduler_config": {"capacity_scheduler_policy": "GUARANTEED_NO_EVICT"},
+    "kv_cache_config": {
+        # Graphs are captured after the cache has taken its share; 0.9, its own default, leaves
+        # them little on GPUs whose weights take most.
+        "free_gpu_memory_fraction": 0.85,
+        # Rows of one job share the beginning of their prompts.
+        "enable_block_reuse": True,
+        # As the checkpoint says (hf_quant_config.json), and otherwise as is computed.
+        "dtype": "auto",
+    },
+    # A step of 37 sequences runs the graph of 40. Its own graphs end at 128 sequences.
+    "cuda_graph_config": {"enable_padding": True},
+}
+
+
+def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` over what this project asks for, key by key in options that hold others."""
+    merged = {**_DEFAULTS, **given}
+    for name, default in _DEFAULTS.items():
+        own = given.get(name)
+        if isinstance(default, dict) and isinstance(own, dict):
+            merged[name] = {**default, **own}
+    return merged
 
 
 def known_options() -> frozenset[str]:

@@ -41,6 +41,10 @@ MORE = cases("nccl_log_more_synthetic.txt")
         ("no_libibverbs_socket_over_ipoib", [("no-verbs", False), ("sockets", False)]),
         ("hpcx_plugin_ok", [("infiniband", True), ("network", True)]),
         ("merged_ports_roce", [("roce", False), ("network", True)]),
+        (
+            "slingshot_gdr_on_one_node_alone",
+            [("provider", True), ("plugin", True), ("gdr", True), ("no-gdr", False)],
+        ),
     ],
 )
 def test_captured_lines_are_judged(case: str, kinds: list[tuple[str, bool]]) -> None:

@@ -26,12 +26,14 @@ _USING = re.compile(r"NET/(?P<net>[\w ]+?) ?: Using (?P<devices>\[[0-9].*?)(?:; 
 _DEVICE = re.compile(r"\[[0-9]+\] ?([\w.+-]+?(?::[0-9]+)?)/(IB|RoCE)\b")
 _CHANNEL = re.compile(r"Channel \S+ ?: .*\bvia (NET/[^/]+\S*|\S+)")
 _GDR = re.compile(r"/GDRDMA\b")
-# The plugin of HPC-X, which NVIDIA's images have, is verbs too (NVIDIA/nccl issue 1120).
-_VERBS = re.compile(r"IB(?:ext\w*)?")
+# The plugin of HPC-X, which NVIDIA's images have, is verbs too (NVIDIA/nccl issue 1120); its name
+# is IBext_v8, or "NCCL RDMA Plugin v10" in later ones (Mellanox/nccl-rdma-sharp-plugins).
+_VERBS = re.compile(r"IB(?:ext\w*)?|NCCL RDMA Plugin.*")
 # aws-ofi-nccl, by the names that it has given itself.
 _LIBFABRIC = ("AWS Libfabric", "Libfabric", "OFI")
 _PROVIDER = re.compile(r"NET/OFI Selected [Pp]rovider is ([\w;.-]+)")
-_NETWORK = re.compile(r"(?:Using network|Initialized NET plugin) (\S.*?)(?: version.*)?\s*$")
+# From 2.27 on several are initialised, and one is assigned (src/plugin/net.cc).
+_NETWORK = re.compile(r"(?:Using network|Assigned NET plugin) (\S.*?)(?: to comm| version.*)?\s*$")
 _BOOTSTRAP = re.compile(r"Bootstrap ?: Using (?:\[[0-9]+\])?([\w.@-]+):")
 _VIRTUAL = re.compile(r"lo$|docker|virbr|veth|br-|cni|podman")
 _PEER = re.compile(r"from peer (\S+?)(?:<[0-9]+>)? with (?:status=(?:\w+\()?|error )([0-9]+)")
@@ -310,7 +312,7 @@ def _network(net: str, devices: tuple[str, ...], expected: Expected) -> Finding:
 
 def _provider(name: str, expected: Expected) -> Finding:
     """What is below ``AWS Libfabric``, which says nothing of that: without a device it is TCP."""
-    slow = name.split(";")[0] in ("net", "sockets", "tcp", "udp")
+    slow = name.split(";", maxsplit=1)[0] in ("net", "sockets", "tcp", "udp")
     good = not (slow and expected.over_nodes) or expected.fabric == "ethernet"
     message = f"libfabric uses its provider {name}"
     hint = None if good else "see that libfabric and the devices (/dev/cxi*) are in the container"

@@ -77,6 +77,9 @@ def test_captured_lines_are_judged(case: str, kinds: list[tuple[str, bool]]) -> 
         ("libfabric_over_slingshot", "provider", True),
         ("libfabric_gave_up", "completion", False),
         ("no_network", "network-missing", False),
+        ("rdma_plugin", "network", True),
+        ("rdma_plugin_gdr", "gdr", True),
+        ("assigned", "sockets", False),
     ],
 )
 def test_lines_of_other_faults_are_judged(case: str, kind: str, good: object) -> None:
@@ -89,7 +92,14 @@ def test_lines_of_other_faults_are_judged(case: str, kind: str, good: object) ->
 
 
 @pytest.mark.parametrize(
-    "case", ["plain_plugin", "internal_plugin", "no_port_at_all", "not_about_the_network"]
+    "case",
+    [
+        "plain_plugin",
+        "internal_plugin",
+        "initialised_only",
+        "no_port_at_all",
+        "not_about_the_network",
+    ],
 )
 def test_lines_that_say_nothing_of_the_network_are_passed_over(case: str) -> None:
     assert [classify(line) for line in MORE[case]] == [None]

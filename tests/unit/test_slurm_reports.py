@@ -355,8 +355,8 @@ def test_steps_do_not_count_the_gpus_of_their_job_again() -> None:
 
 
 def test_raw_ids_are_ids_where_there_are_no_others() -> None:
-    text = "JobIDRaw|AllocTRES|State|\n123|cpu=8,gres/gpu=2|COMPLETED|\n123.batch|cpu=8|COMPLETED|\n"
-    (job,) = read_job_rows(text).jobs
+    rows = ("JobIDRaw|AllocTRES|State", "123|cpu=8,gres/gpu=2|COMPLETED", "123.batch|cpu=8|FAILED")
+    (job,) = read_job_rows("".join(f"{row}|\n" for row in rows)).jobs
     assert (job.id, job.tres.gpus) == ("123", 2)
 
 

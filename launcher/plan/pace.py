@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.models.shapes import ModelShape
@@ -18,8 +18,10 @@ from launcher.plan.outlook import Range, Speed, Work
 from launcher.plan.types import Cut
 from launcher.spec.site import Fabric, Gpus, Partition
 
-__all__ = ["Replica", "modelled", "start"]
+__all__ = ["MODELLED", "Replica", "modelled", "start"]
 
+MODELLED = frozenset(ENGINES)
+"""The engines of which something is known."""
 # One direction of one link (NVLink generations of V100, A100, H100 and B200).
 _NVLINK_BYTES_S = {"nvlink2": 25e9, "nvlink3": 25e9, "nvlink4": 25e9, "nvlink5": 50e9}
 
@@ -94,8 +96,6 @@ def _cost(replica: Replica, work: Work, new_tokens: float, rows: int) -> Cost:
     gpu = find_gpu(gpus.model, gpus.memory, gpus.link)
     if gpu is None:
         raise ValueError(f"the GPU {gpus.model} is not known, or not which of its variants")
-    if replica.engine not in ENGINES:
-        raise ValueError(f"engine {replica.engine} is not modelled")
     prompt = work.prompt_tokens.likely
     total = cuda_bytes(gpus.model, gpus.memory or gpu.memory_gb * 10**9)
     engine = engine_memory(

@@ -1,8 +1,9 @@
 """What a worker tells about itself while it works, in ``metrics/``.
 
 ``<worker>.jsonl`` has a line for each part that it published, so that nobody need count rows
-again, and at the end one that says how it worked. ``<worker>.now`` says how it stands; it is replaced every few seconds and goes when the
-worker ends. Nothing here decides what is done: a lost or torn line costs a reader some work.
+again, and at the end one that says how it worked. ``<worker>.now`` says how it stands; it is
+replaced every few seconds and goes when the worker ends. Nothing here decides what is done: a lost
+or torn line costs a reader some work.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from typing import Any
 
 from launcher.rundir import replace
 
-__all__ = ["Beat", "WorkerLog", "read_answer_p95_s", "read_beats", "read_parts", "read_worked", "words"]
+__all__ = [
+    "Beat",
+    "WorkerLog",
+    "read_answer_p95_s",
+    "read_beats",
+    "read_parts",
+    "read_worked",
+    "words",
+]
 
 _MINUTE_S = 60.0
 _LONG_S = 600.0

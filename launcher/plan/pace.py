@@ -146,10 +146,11 @@ def _links(replica: Replica, gpus: Gpus, gpu: Gpu) -> Links:
 
 
 def _node_bytes_s(fabric: Fabric | None) -> float | None:
+    """Of all ports of a node; where nobody says how many there are, of one."""
     if fabric is None or fabric.rate is None:
         return None
-    ports = sum(bool(rail.gpus) for rail in fabric.rails) or fabric.nics
-    return None if ports is None else ports * fabric.rate / 8 * 1e9
+    ports = sum(bool(rail.gpus) for rail in fabric.rails) or fabric.nics or 1
+    return ports * fabric.rate / 8 * 1e9
 
 
 def start(engine: str, weights_bytes: float, nodes: int) -> Range:

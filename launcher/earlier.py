@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ __all__ = ["Lengths", "Pace", "lengths_of", "newest", "pace_of"]
 
 LEAST_MINUTES = 3
 LEAST_ROWS = 50
+_MOST = 1e15  # of any figure: beyond it is no count and no time
 _MOST_RUNS = 50
 _MOST_WORKERS = 8
 
@@ -100,10 +100,10 @@ def pace_of(plan: Plan, identity: RunIdentity, runs: Sequence[RunDir]) -> Pace |
 
 
 def _workers(run: RunDir, plan: Plan, identity: RunIdentity) -> Iterator[Mapping[str, Any]]:
-    plans: dict[object, bool] = {}
+    plans: dict[str, bool] = {}
     with contextlib.suppress(OutputError, OSError):  # a damaged run tells nothing
         for worker in read_worked(run.path / "metrics"):
-            number = worker["plan"]
+            number = str(worker["plan"])
             if number not in plans:
                 own = run.plan(number) if number in run.plan_numbers() else None
                 plans[number] = own is not None and _alike(own, plan)
@@ -136,8 +136,8 @@ _FIGURES = (
 
 def _steady(worker: Mapping[str, Any]) -> bool:
     """Whether its figures are figures, and of enough work."""
-    found = [worker[key] for key in _FIGURES]
-    if not all(isinstance(value, int | float) and 0 <= value < math.inf for value in found):
+    found = [worker.get(key) for key in _FIGURES]
+    if not all(isinstance(value, int | float) and 0 <= value <= _MOST for value in found):
         return False
     long = worker["steady_minutes"] >= LEAST_MINUTES and worker["rows"] >= LEAST_ROWS
     return bool(long and worker["steady_tokens_per_s"] > 0 and worker["completion_tokens"] > 0)

@@ -122,7 +122,7 @@ def _left(prepared: Prepared) -> float:
     units, total = prepared.identity.grid, prepared.identity.grid.total_bytes
     with contextlib.suppress(OutputError):  # what is wrong with the directory is not said here
         spans = (grid.span(units, unit) for unit in prepared.run.published_units())
-        return max(0.0, 1 - sum(end - begin for begin, end in spans) / total)
+        return max(0, total - sum(end - begin for begin, end in spans)) / total
     return 1.0
 
 

@@ -251,7 +251,7 @@ def test_a_plan_names_the_time_at_which_slurm_would_start_it(user: User) -> None
         assert timedelta(minutes=20) < wait < timedelta(minutes=40)
     finally:
         user.cluster.run("scancel", other)
-    refused = user.job(rows=4, resources={"partition": "gpu", "sbatch": ["--partition=nosuch"]})
+    refused = user.job(rows=4, resources={"partition": "gpu", "constraint": "nosuch"})
     told = user.cli.ask("plan", refused).data["outlook"]["start"]
     assert told["at"] is None
-    assert "invalid partition" in told["why"].lower()
+    assert "Invalid feature specification" in told["why"]

@@ -6,12 +6,14 @@ configuration) is in `Facts`, so that the same plan can be made on a laptop.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from launcher.errors import Location, Problem
 from launcher.plan import (
     checks,
+    memory_checks,
     selection,
     site_checks,
     trtllm_checks,
@@ -27,7 +29,7 @@ from launcher.plan.resolver import Decision, Facts, Resolver, field_path
 from launcher.plan.runtime import check_runtime, choose_runtime
 from launcher.plan.types import Cut, Layout, Plan, Step, WorkRuntime
 from launcher.spec.job import JobSpec, Parallelism
-from launcher.spec.site import EngineRuntime, Partition, SiteSpec
+from launcher.spec.site import EngineRuntime, Gpus, Partition, SiteSpec
 from launcher.spec.source import Source
 
 __all__ = ["Decision", "Facts", "Resolution", "resolve"]
@@ -202,15 +204,28 @@ def _check_model(r: Resolver, cut: Cut, partition: Partition, node: NodeShape) -
         if r.job.engine == "tensorrt-llm":
             options, gpu = r.job.engine_options, gpus.model if gpus else None
             found = trtllm_checks.without_heads(found, options)
-            memory = gpus.memory if gpus else None
-            found += trtllm_checks.check_memory(r.facts.shape, cut, memory)
             for problem, path in trtllm_checks.check_model(r.facts.shape, cut, gpu, options):
                 r.problems.append(_located(problem, r.job_source.at(field_path(*path))))
+        if gpus and all(problem.severity == "warning" for problem in found):
+            found += _memory_problems(r, cut, gpus)
         r.problems += [_located(p, r.job_source.at(field_path("parallelism"))) for p in found]
     if r.facts.chat_template is False and r.job.input.chat:
         message = f"model {r.job.model} has no chat template, so it is probably a base model"
         hint = "set input.chat: false to send bare prompts, or choose the instruct model"
         r.error("model.no-chat-template", message, "model", hint=hint)
+
+
+def _memory_problems(r: Resolver, cut: Cut, gpus: Gpus) -> Iterator[Problem]:
+    return memory_checks.check_memory(
+        r.facts.shape,
+        cut,
+        r.job.engine,
+        r.job.engine_options,
+        gpu_model=gpus.model,
+        gpu_bytes=gpus.memory,
+        output=r.job.sampling.max_tokens,
+        env=r.job.env,
+    )
 
 
 def _located(problem: Problem, where: Location) -> Problem:

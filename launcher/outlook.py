@@ -149,7 +149,9 @@ def _work(
     work = Work(
         rows=rows.times(left),
         prompt_tokens=prompts,
-        new_tokens=Range(*(min(value, most.most) for value in (new.least, new.likely, new.most))),
+        new_tokens=Range(
+            *(max(1.0, min(value, most.most)) for value in (new.least, new.likely, new.most))
+        ),
         prompt_p95=p95,
         most_new_tokens=most.most,
     )
@@ -196,7 +198,6 @@ def _modelled(prepared: Prepared, work: Work, replicas: int) -> Speed:
         raise ValueError(f"engine {plan.engine} is not modelled")
     if prepared.shape is None:
         raise ValueError(f"the shape of {plan.model} is not known")
-    nodes = plan.layout.allocation.nodes
     replica = pace.Replica(
         shape=prepared.shape,
         cut=plan.layout.cut,
@@ -204,7 +205,6 @@ def _modelled(prepared: Prepared, work: Work, replicas: int) -> Speed:
         options=plan.engine_options,
         env=plan.env,
         partition=prepared.partition,
-        per_node=plan.layout.cut.ranks // nodes,
     )
     return pace.modelled(replica, work, replicas)
 

@@ -43,7 +43,7 @@ _EXPECTED_START = re.compile(
     r"\bJob [0-9]{1,10} to start at"
     r" ((?:20|21)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9])(?![0-9])"
 )
-_MIG = re.compile(r"(?:^|[_.])[0-9]+g\.[0-9]+gb", re.IGNORECASE)
+_MIG = re.compile(r"(?:^|[^a-z0-9])(?:[0-9]g[._-]?[0-9]+gb|mig)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Gres:
 
     @property
     def mig(self) -> bool:
-        """Whether these are parts of GPUs (``a100_3g.20gb``)."""
+        """Whether these are parts of GPUs (``a100_3g.20gb``, ``a100-1g5gb``, ``h100_mig``)."""
         return self.type is not None and _MIG.search(self.type) is not None
 
 

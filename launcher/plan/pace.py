@@ -7,24 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from launcher.models.shapes import ModelShape
-from launcher.plan.checks import nvlink_domain
-from launcher.plan.collectives import Links
-from launcher.plan.constants import Gpu, find_gpu
-from launcher.plan.cost import Cost, Machine, Serving, Workload, cost
+from launcher.plan.cost import Cost, Serving, Workload, cost
 from launcher.plan.engine_memory import ENGINES, cuda_bytes, engine_memory
-from launcher.plan.memory import fit
+from launcher.plan.machine import find_machine
+from launcher.plan.memory import Fit, fit
 from launcher.plan.outlook import Range, Speed, Work
 from launcher.plan.types import Cut
-from launcher.spec.site import Fabric, Gpus, Partition
+from launcher.spec.site import Fabric, Partition
 
 __all__ = ["MODELLED", "Replica", "modelled", "start"]
 
 MODELLED = frozenset(ENGINES)
 """The engines of which something is known."""
-# One direction of one link (NVLink generations of V100, A100, H100 and B200).
-_NVLINK_BYTES_S = {"nvlink2": 25e9, "nvlink3": 25e9, "nvlink4": 25e9, "nvlink5": 50e9}
-
 _LOAD_BYTES_S = (0.33e9, 1.7e9, 9e9)
 """What a node reads of a checkpoint in a second. 15 GB in 48 s by the safetensors loader from one
 SSD (NVIDIA, "Reducing Cold Start Latency for LLM Inference with NVIDIA Run:ai Model Streamer");
@@ -49,8 +46,6 @@ class Replica:
     ----------
     env
         The engine's environment.
-    per_node
-        Its ranks on one node.
     """
 
     shape: ModelShape
@@ -59,7 +54,6 @@ class Replica:
     options: Mapping[str, Any]
     env: Mapping[str, str]
     partition: Partition
-    per_node: int
 
 
 def modelled(replica: Replica, work: Work, replicas: int) -> Speed:
@@ -70,15 +64,20 @@ def modelled(replica: Replica, work: Work, replicas: int) -> Speed:
     ValueError
         What of it is not known, in words.
     """
+    new, prompt, rows = work.new_tokens, work.prompt_tokens, work.rows.likely / replicas
     few, likely, many = (
-        _cost(replica, work, new, math.ceil(work.rows.likely / replicas))
-        for new in (work.new_tokens.least, work.new_tokens.likely, work.new_tokens.most)
+        _cost(replica, work, *lengths, math.ceil(rows))
+        for lengths in (
+            (prompt.least, new.least),
+            (prompt.likely, new.likely),
+            (prompt.most, new.most),
+        )
     )
     row_s = sorted(
         (
-            work.new_tokens.least / few.tokens_s_range[1],
-            work.new_tokens.likely / likely.tokens_s,
-            work.new_tokens.most / many.tokens_s_range[0],
+            new.least / few.tokens_s_range[1],
+            new.likely / likely.tokens_s,
+            new.most / many.tokens_s_range[0],
         )
     )
     return Speed(
@@ -89,15 +88,15 @@ def modelled(replica: Replica, work: Work, replicas: int) -> Speed:
     )
 
 
-def _cost(replica: Replica, work: Work, new_tokens: float, rows: int) -> Cost:
+def _cost(replica: Replica, work: Work, prompt_tokens: float, new_tokens: float, rows: int) -> Cost:
     gpus = replica.partition.gpus
     if gpus is None:
         raise ValueError("only GPUs are modelled")
-    gpu = find_gpu(gpus.model, gpus.memory, gpus.link)
-    if gpu is None:
+    machine = find_machine(gpus, _with_a_port(replica.partition.fabric), replica.cut)
+    if machine is None:
         raise ValueError(f"the GPU {gpus.model} is not known, or not which of its variants")
-    prompt = work.prompt_tokens.likely
-    total = cuda_bytes(gpus.model, gpus.memory or gpu.memory_gb * 10**9)
+    prompt = max(1.0, prompt_tokens)
+    total = cuda_bytes(gpus.model, gpus.memory or machine.gpu.memory_gb * 10**9)
     engine = engine_memory(
         replica.engine,
         replica.shape,
@@ -112,7 +111,7 @@ def _cost(replica: Replica, work: Work, new_tokens: float, rows: int) -> Cost:
         raise ValueError(f"what {replica.shape.name} takes of a GPU is not known")
     serving = Serving(
         engine=replica.engine,
-        kv_tokens=held.kv_tokens,
+        kv_tokens=_kv_tokens(held, sum(longest)),
         max_batch_size=engine.sequences,
         max_num_tokens=engine.tokens,
         kv_element_bytes=engine.kv_bits / 8,
@@ -124,33 +123,22 @@ def _cost(replica: Replica, work: Work, new_tokens: float, rows: int) -> Cost:
         most_new_tokens=work.most_new_tokens,
         rows=rows,
     )
-    machine = Machine(gpu=gpu, links=_links(replica, gpus, gpu))
     return cost(replica.shape, replica.cut, machine, asked, serving)
 
 
-def _links(replica: Replica, gpus: Gpus, gpu: Gpu) -> Links:
-    """What joins the GPUs of a replica; on boards without a switch a pair has some links only."""
-    domain = nvlink_domain(gpus.topology, gpus.per_node)
-    apart = gpus.link == "pcie" or (domain is not None and replica.cut.tp > domain)
-    nvlink = gpu.nvlink_bytes_s is not None and not apart
-    rate = gpu.nvlink_bytes_s if nvlink else gpu.pcie_bytes_s
-    assert rate is not None  # noqa: S101 - `nvlink` says so
-    if nvlink and gpus.links is not None and gpus.link in _NVLINK_BYTES_S:
-        rate = min(rate, gpus.links * _NVLINK_BYTES_S[gpus.link] * max(1, replica.cut.tp - 1))
-    return Links(
-        gpu_bytes_s=rate,
-        nvlink=nvlink,
-        node_bytes_s=_node_bytes_s(replica.partition.fabric),
-        per_node=replica.per_node,
+def _kv_tokens(held: Fit, length: int) -> float:
+    """Tokens of sequences of ``length`` that the cache holds, windows as they are."""
+    return min(
+        stage.kv_bytes * length / each if (each := stage.sequence_bytes(length)) else math.inf
+        for stage in held.stages
     )
 
 
-def _node_bytes_s(fabric: Fabric | None) -> float | None:
-    """Of all ports of a node; where nobody says how many there are, of one."""
-    if fabric is None or fabric.rate is None:
-        return None
-    ports = sum(bool(rail.gpus) for rail in fabric.rails) or fabric.nics or 1
-    return ports * fabric.rate / 8 * 1e9
+def _with_a_port(fabric: Fabric | None) -> Fabric | None:
+    """Where nobody says how many ports a node has, it has one."""
+    if fabric is None or fabric.nics or any(rail.gpus for rail in fabric.rails):
+        return fabric
+    return msgspec.structs.replace(fabric, nics=1)
 
 
 def start(engine: str, weights_bytes: float, nodes: int) -> Range:

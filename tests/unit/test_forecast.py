@@ -117,7 +117,11 @@ def worked(folder: Path, job: Prepared, *, minutes: int, tokens_s: float = 500) 
         now = 50.0 + at_s
         made = int(tokens_s * at_s)
         done = made // 300
-        beat = {"rows": done, "prompt_tokens": 110 * done, "completion_tokens": made}
+        beat: dict[str, Any] = {
+            "rows": done,
+            "prompt_tokens": 110 * done,
+            "completion_tokens": made,
+        }
         log.beat(Beat(replica=0, phase="running", **beat))
     log.close(answer_p95_s=20)
     return run

@@ -19,7 +19,7 @@ from typing import Any
 from launcher.data.formats import format_of, is_streamed
 from launcher.data.prompts import PromptBuilder
 from launcher.data.readers import place
-from launcher.data.rows import Row, read_unit, sample
+from launcher.data.rows import Row, UnitReader, read_unit, sample
 from launcher.errors import Problem, RowError
 from launcher.plan import grid
 from launcher.plan.outlook import Range
@@ -38,6 +38,8 @@ _EACH = SPREAD_ROWS // SPREAD_UNITS
 CHARACTERS_PER_TOKEN = 4
 # Factor by which rows may be more or less where files are known by their first rows alone.
 _HEADS_ONLY = 1.25
+# So many are read through where rows are longer than they are.
+_MOST_UNITS = 200
 # Lines are counted only so far into a file: beyond, a byte offset has to do.
 _COUNTED_BYTES = 4 * 1024**2
 
@@ -228,25 +230,33 @@ def _from_the_start(identity: RunIdentity) -> Iterator[Row]:
 
 
 def _spread(identity: RunIdentity) -> Iterator[_Place]:
-    """The rows of units evenly over the data, or of the files that can be read from there only."""
+    """Rows from units evenly over the data, or of the files that can be read from there only."""
     inputs, total = identity.inputs, grid.count(identity.grid)
     starts = _starts(identity)
     count = min(SPREAD_UNITS, total)
-    units = ((2 * index + 1) * total // (2 * count) for index in range(count))
-    places = [(unit, grid.span(identity.grid, unit)) for unit in units]
+    units = [(2 * index + 1) * total // (2 * count) for index in range(count)]
+    begins = [grid.span(identity.grid, unit)[0] for unit in units]
     # Units of the last tenth are smaller: each place stands for the bytes around it.
-    edges = [0, *((a[1][0] + b[1][0]) // 2 for a, b in pairwise(places)), identity.grid.total_bytes]
+    edges = [0, *((a + b) // 2 for a, b in pairwise(begins)), identity.grid.total_bytes]
     streamed: dict[int, float] = {}
-    for (unit, (begin, _)), (low, high) in zip(places, pairwise(edges), strict=True):
+    for (unit, until), begin, (low, high) in zip(
+        pairwise([*units, total]), begins, pairwise(edges), strict=True
+    ):
         file = bisect_right(starts, begin, hi=len(inputs)) - 1
         if is_streamed(inputs[file]):
             streamed[file] = streamed.get(file, 0.0) + high - low
         else:
-            rows = islice(read_unit(inputs, identity.grid, unit), _EACH)
-            yield _Place(list(rows), high - low)
+            yield _Place(_rows_from(identity, unit, until), high - low)
     for file, share_bytes in streamed.items():
         heads = [row._replace(file=file) for row in sample([inputs[file]], _EACH)]
         yield _Place(heads, share_bytes, starts[file + 1] if len(heads) < _EACH else None)
+
+
+def _rows_from(identity: RunIdentity, unit: int, until: int) -> list[Row]:
+    """The next rows from the start of ``unit`` on; one may be longer than several units."""
+    with UnitReader(identity.inputs, identity.grid) as reader:
+        units = range(unit, min(until, unit + _MOST_UNITS))
+        return list(islice(chain.from_iterable(map(reader.read, units)), _EACH))
 
 
 def _starts(identity: RunIdentity) -> list[int]:
@@ -289,6 +299,9 @@ def _exact(values: Mapping[tuple[int, int], float]) -> Range | None:
 
 def _rows(identity: RunIdentity, places: Sequence[_Place]) -> Range | None:
     """All rows, as far as a sample tells, and no fewer than were looked at."""
+    told = [entry.rows for entry in identity.inputs if entry.rows is not None]
+    if len(told) == len(identity.inputs) and identity.grid.total_bytes == _starts(identity)[-1]:
+        return Range.exactly(sum(told))
     found = rows_in(_stretches(identity, places, {}), identity.grid.total_bytes)
     if found is None:
         return None

@@ -279,7 +279,7 @@ def test_one_row_is_known_exactly(tmp_path: Path) -> None:
 def test_rows_that_bring_their_own_lengths_are_taken_at_their_word(tmp_path: Path) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 7}
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    rows = [{"prompt": [1, 2, 3]}, {"prompt": "four" * 4}, line]
+    rows: list[dict[str, Any]] = [{"prompt": [1, 2, 3]}, {"prompt": "four" * 4}, line]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_bytes(json_lines(rows))
     spec = {
@@ -298,3 +298,24 @@ def test_rows_that_bring_their_own_lengths_are_taken_at_their_word(tmp_path: Pat
     )
     assert found.most_new_tokens is not None
     assert found.most_new_tokens.likely == pytest.approx((21 + 21 + 7) / 3)
+
+
+def test_rows_that_are_longer_than_the_units_they_lie_in_are_counted(tmp_path: Path) -> None:
+    rows = [{"text": "y" * (3000 + 500 * (n % 3))} for n in range(400)]
+    found = checked(tmp_path, rows)
+    assert found.rows_range is not None
+    assert found.rows_estimate == pytest.approx(400, rel=0.05)
+    assert mean_tokens(found) == pytest.approx(3500 / 4, rel=0.05)
+
+
+def test_a_table_that_knows_its_rows_is_believed(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table(
+        {"text": [f"row {n}" * (n % 7) for n in range(999)]}
+    )
+    (tmp_path / "there").mkdir()
+    parquet.write_table(table, tmp_path / "there" / "a.parquet")
+    content = (tmp_path / "there" / "a.parquet").read_bytes()
+    found = check_input(job_over(tmp_path / "job", {"a.parquet": content}))
+    assert found.rows_range is not None
+    assert (found.rows_range.least, found.rows_range.most) == (999, 999)

@@ -28,8 +28,8 @@ def _rows(found: Forecast, start: Start | None) -> Iterator[tuple[str, str]]:
     else:
         speed, told = found.speed, found.outlook
         yield "speed", f"{_span(speed.tokens_s, _number)} tokens/s a replica, {speed.source}"
-        until = _span(found.terms.start_s, format_duration)
-        yield "wall time", f"{_span(told.wall_s, format_duration)}, not the wait in the queue"
+        until = _span(found.terms.start_s, _duration)
+        yield "wall time", f"{_span(told.wall_s, _duration)}, not the wait in the queue"
         yield "", f"until the first row {until}"
         if told.gpu_hours is not None:
             yield "GPU hours", _span(told.gpu_hours, _number)
@@ -76,7 +76,7 @@ def outlook_line(found: Forecast) -> str:
         return f"what it takes is not known: {found.unknown}"
     told = found.outlook
     cost = "" if told.gpu_hours is None else f"{_span(told.gpu_hours, _number)} GPU hours, "
-    wall = _span(told.wall_s, format_duration)
+    wall = _span(told.wall_s, _duration)
     return f"expected: {cost}{wall} of wall time, {found.speed.source}"
 
 
@@ -93,6 +93,15 @@ def outlook_data(found: Forecast, start: Start | None = None) -> dict[str, Any]:
 def _span(of: Range, form: Callable[[float], str]) -> str:
     likely, least, most = (form(value) for value in (of.likely, of.least, of.most))
     return likely if least == most else f"{likely} ({least} to {most})"
+
+
+def _duration(value: float) -> str:
+    """No finer than an estimate is: about two digits."""
+    step_s = next((step for limit, step in _FINENESS_S if value < limit), 600)
+    return format_duration(round(value / step_s) * step_s)
+
+
+_FINENESS_S = ((60, 1), (600, 10), (5 * 3600, 60))
 
 
 def _number(value: float) -> str:

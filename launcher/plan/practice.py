@@ -29,7 +29,7 @@ def practices(
     Yields
     ------
     Problem
-        ``plan.tp-over-pcie``, ``plan.pp-few-rows``, ``plan.no-fp8``.
+        ``plan.tp-over-pcie``, ``plan.pp-few-rows``, ``plan.unquantised``.
     """
     # Where the site says which GPUs NVLink joins, `check_cut` has spoken already.
     if gpus is not None and gpus.link == "pcie" and gpus.topology is None and cut.tp > 1:
@@ -46,7 +46,7 @@ def practices(
     if gpus is not None and shape is not None and cut.ranks > 1 and _could_be_fp8(gpus, shape):
         message = f"{gpus.model} GPUs compute in FP8, and {shape.name} is a 16-bit checkpoint"
         hint = "try an FP8 checkpoint of it: half the memory, so fewer GPUs a replica"
-        yield _warning("plan.no-fp8", message, hint)
+        yield _warning("plan.unquantised", message, hint)
 
 
 def _could_be_fp8(gpus: Gpus, shape: ModelShape) -> bool:

@@ -247,10 +247,10 @@ def test_more_allocations_than_run_at_once_do_not_make_it_faster(tmp_path: Path)
         (
             SITE.replace("link: nvlink4, topology: all-to-all,", "link: pcie,"),
             {"parallelism": {"tp": 2}, "replicas": 2},
-            ["plan.tp-over-pcie", "plan.no-fp8"],
+            ["plan.tp-over-pcie", "plan.unquantised"],
         ),
-        (SITE, {"parallelism": {"tp": 1, "pp": 4}, "replicas": 8}, ["plan.no-fp8"]),
-        (SITE, {"parallelism": {"tp": 2}, "replicas": 2}, ["plan.no-fp8"]),
+        (SITE, {"parallelism": {"tp": 1, "pp": 4}, "replicas": 8}, ["plan.unquantised"]),
+        (SITE, {"parallelism": {"tp": 2}, "replicas": 2}, ["plan.unquantised"]),
         (SITE.replace("h100", "a100"), {"parallelism": {"tp": 2}, "replicas": 2}, []),
         (SITE, {"model": "llama-3.1-405b-fp8", "parallelism": {"tp": 4, "pp": 2}}, []),
     ],

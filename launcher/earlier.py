@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from launcher.errors import OutputError
@@ -19,6 +19,7 @@ LEAST_MINUTES = 3
 LEAST_ROWS = 50
 _MOST = 1e15  # of any figure: beyond it is no count and no time
 _MOST_RUNS = 50
+_MOST_BYTES = 50_000_000  # of their manifests
 _MOST_WORKERS = 8
 
 
@@ -65,12 +66,16 @@ class Pace:
 
 
 def newest(runs: Sequence[RunDir]) -> list[RunDir]:
-    """The runs that were begun last, the newest first."""
+    """The runs that were begun last, the newest first: as many as can be read in a second."""
     found = []
     for run in runs:
         with contextlib.suppress(OSError):  # it went since it was listed
-            found.append((run.identity_path.stat().st_mtime, str(run.path), run))
-    return [run for _, _, run in sorted(found, reverse=True)[:_MOST_RUNS]]
+            now = run.identity_path.stat()
+            found.append((now.st_mtime, str(run.path), now.st_size, run))
+    found.sort(reverse=True)
+    so_far = accumulate(size for _, _, size, _ in found)
+    kept = zip(found[:_MOST_RUNS], so_far, strict=False)
+    return [run for (*_, run), total in kept if total <= _MOST_BYTES]
 
 
 def pace_of(plan: Plan, identity: RunIdentity, runs: Sequence[RunDir]) -> Pace | None:
@@ -90,26 +95,26 @@ def pace_of(plan: Plan, identity: RunIdentity, runs: Sequence[RunDir]) -> Pace |
     return Pace(
         run=str(run.path),
         ended=worker["time"],
-        tokens_s=statistics.median(w["steady_tokens_per_s"] for _, w in last),
+        tokens_s=_median(w["steady_tokens_per_s"] for _, w in last),
         workers=len(last),
         prompt_tokens=sum(w["prompt_tokens"] for _, w in last) / rows,
         new_tokens=sum(w["completion_tokens"] for _, w in last) / rows,
         answer_s=read_answer_p95_s(run.path / "metrics"),
-        start_s=statistics.median(w["start_s"] for _, w in last),
+        start_s=_median(w["start_s"] for _, w in last),
     )
 
 
+def _median(values: Iterable[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
+
+
 def _workers(run: RunDir, plan: Plan, identity: RunIdentity) -> Iterator[Mapping[str, Any]]:
-    plans: dict[str, bool] = {}
     with contextlib.suppress(OutputError, OSError):  # a damaged run tells nothing
-        for worker in read_worked(run.path / "metrics"):
-            number = str(worker["plan"])
-            if number not in plans:
-                own = run.plan(number) if number in run.plan_numbers() else None
-                plans[number] = own is not None and _alike(own, plan)
-                plans[number] &= bool(plans[number]) and _same_model(run.identity(), identity)
-            if plans[number]:
-                yield worker
+        numbers = {number for number in run.plan_numbers() if _alike(run.plan(number), plan)}
+        if numbers and _same_model(run.identity(), identity):
+            workers = read_worked(run.path / "metrics")
+            yield from (worker for worker in workers if str(worker["plan"]) in numbers)
 
 
 def _alike(own: Plan, plan: Plan) -> bool:

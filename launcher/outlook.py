@@ -138,14 +138,15 @@ def _work(
     if not report.counted:
         how = f"guessed: {CHARACTERS_PER_TOKEN} characters a token"
         prompts = prompts * Range(*_BY_CHARACTERS)
+    p95: float | None = report.tokens.p95 if report.tokens else None
+    if p95 is None and report.characters is not None:
+        p95 = report.characters.p95 / CHARACTERS_PER_TOKEN
     if lengths is not None:
         answers = f"measured in {lengths.run}, {lengths.rows} rows"
         new = Range.around(lengths.new_tokens, _LENGTHS_ERROR)
         if lengths.same_input and not report.counted:
+            p95 = p95 and p95 * lengths.prompt_tokens / prompts.likely
             how, prompts = answers, Range.around(lengths.prompt_tokens, _LENGTHS_ERROR)
-    p95 = report.tokens.p95 if report.tokens else None
-    if p95 is None and report.characters is not None:
-        p95 = round(report.characters.p95 / CHARACTERS_PER_TOKEN)
     work = Work(
         rows=rows.times(left),
         prompt_tokens=prompts,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -141,7 +140,7 @@ class _Rates:
         The first minutes of an engine and the last ones of a run are slower, and few.
         """
         found = self._minutes
-        return (statistics.median(found) if found else None), len(found)
+        return (sorted(found)[len(found) // 2] if found else None), len(found)
 
     @property
     def covers_s(self) -> float:

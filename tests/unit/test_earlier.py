@@ -197,3 +197,7 @@ def test_the_newest_runs_come_first_and_those_that_are_gone_not_at_all(tmp_path:
         os.utime(run.identity_path, (1000 - age, 1000 - age))
     runs[1].identity_path.unlink()
     assert newest([runs[2], runs[1], runs[0]]) == [runs[0], runs[2]]
+    with runs[2].identity_path.open("ab") as file:
+        file.truncate(60_000_000)  # a manifest of very many files
+    os.utime(runs[2].identity_path, (10, 10))
+    assert newest(runs) == [runs[0]]

@@ -40,13 +40,13 @@ def command(
         sections.append(columns([("value of", "is", "because of"), *rows]))
     data = plan_data(prepared)
     report = inputcheck.check_input(prepared, with_tokens=check_input)
-    found, start = forecast(prepared, report), expected_start(prepared.resolution.plan)
-    sections.insert(1, columns(outlook_rows(found, start)))
-    data["outlook"] = outlook_data(found, start)
+    told, start = forecast(prepared, report), expected_start(plan)
+    sections.insert(1, columns(outlook_rows(told, start)))
+    data["outlook"] = outlook_data(told, start)
     if check_input:
         sections.append(columns(_input_rows(report)))
         data["input"] = dataclasses.asdict(report) | {"rows_estimate": report.rows_estimate}
-    problems = (*prepared.warnings, *found.warnings)
+    problems = (*prepared.warnings, *told.warnings)
     return Answer(data=data, text="\n\n".join(sections), problems=problems)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from launcher.models.shapes import ModelShape
+from launcher.plan.constants import ENGINE_PACE
 from launcher.plan.cost import Cost, Serving, Workload, cost
-from launcher.plan.engine_memory import ENGINES, cuda_bytes, engine_memory
+from launcher.plan.engine_memory import cuda_bytes, engine_memory
 from launcher.plan.machine import find_machine
 from launcher.plan.memory import Fit, fit
 from launcher.plan.outlook import Range, Speed, Work
@@ -20,7 +21,7 @@ from launcher.spec.site import Fabric, Partition
 
 __all__ = ["MODELLED", "Replica", "modelled", "start"]
 
-MODELLED = frozenset(ENGINES)
+MODELLED = frozenset(ENGINE_PACE)
 """The engines of which something is known."""
 _LOAD_BYTES_S = (0.33e9, 1.7e9, 9e9)
 """What a node reads of a checkpoint in a second. 15 GB in 48 s by the safetensors loader from one

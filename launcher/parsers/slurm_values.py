@@ -238,6 +238,7 @@ _STATES: Mapping[str, tuple[str, ...]] = {
     "ALLOC": ("ALLOCATED",),
     "ALLOCATED": ("ALLOCATED",),
     "MIX": ("MIXED",),
+    "BLOCK": ("BLOCKED",),
     "COMP": ("COMPLETING",),
     "DRAIN": ("DRAIN",),
     "DRAINED": ("IDLE", "DRAIN"),
@@ -255,6 +256,8 @@ _STATES: Mapping[str, tuple[str, ...]] = {
     "POW_UP": ("POWERING_UP",),
 }
 _BASES = ("DOWN", "ERROR", "FUTURE", "UNKNOWN", "MIXED", "ALLOCATED", "IDLE")
+# Flags that sinfo prints in the place of IDLE.
+_INSTEAD = {"BLOCKED", "PLANNED"}
 _UNUSABLE = {
     "DRAIN",
     "FAIL",
@@ -289,7 +292,8 @@ def read_node_states(*texts: str) -> NodeStates:
             name = part.strip().rstrip("".join(_MARKS))
             words.update(_MARKS[mark] for mark in part.strip()[len(name) :])
             words.update(_STATES.get(name, (name,)) if name else ())
-    base = next((state for state in _BASES if state in words), None)
+    instead = "IDLE" if words & _INSTEAD else None
+    base = next((state for state in _BASES if state in words), instead)
     return NodeStates(base, frozenset(words - set(_BASES)))
 
 

@@ -27,7 +27,7 @@ from launcher.plan.fabric import wire
 from launcher.plan.layout import NodeShape, lay_out
 from launcher.plan.resolver import Decision, Facts, Resolver, field_path
 from launcher.plan.runtime import check_runtime, choose_runtime
-from launcher.plan.types import Cut, Layout, Plan, Step, WorkRuntime
+from launcher.plan.types import Cut, Layout, Network, Plan, Step, WorkRuntime
 from launcher.spec.job import JobSpec, Parallelism
 from launcher.spec.site import EngineRuntime, Gpus, Partition, SiteSpec
 from launcher.spec.source import Source
@@ -285,7 +285,17 @@ def _plan(
         env={**site_checks.site_environment(r, layout, step), **wired.env},
         gpus=wired.gpus,
         network=wired.network,
+        links=_measures_links(r, wired.network),
     )
+
+
+def _measures_links(r: Resolver, network: Network | None) -> bool:
+    """Whether there is anything that measured links could be compared with."""
+    stated = network is not None and network.rate is not None and not network.sockets
+    if not stated or not ENGINES[r.job.engine].needs_model:
+        return False
+    r.from_job("limits.preflight", r.job.limits.preflight)
+    return r.job.limits.preflight == "full"
 
 
 def _has_spare_nodes(partition: Partition, layout: Layout) -> bool:

@@ -135,7 +135,9 @@ class _Final:
 
     @property
     def about_tokens(self) -> float:
-        return len(self.text) / CHARACTERS_PER_TOKEN if self.tokens is None else self.tokens
+        if self.tokens is not None:
+            return self.tokens
+        return max(1.0, len(self.text) / CHARACTERS_PER_TOKEN)
 
 
 def check_input(prepared: Prepared, *, with_tokens: bool = False) -> InputReport:

@@ -117,12 +117,11 @@ def forecast(prepared: Prepared, report: InputReport) -> Forecast:
 
 def _left(prepared: Prepared) -> float:
     """Share of the bytes whose units are not published, where the run was begun."""
-    if not prepared.run.identity_path.exists():
-        return 1.0
     units, total = prepared.identity.grid, prepared.identity.grid.total_bytes
-    with contextlib.suppress(OutputError):  # what is wrong with the directory is not said here
-        spans = (grid.span(units, unit) for unit in prepared.run.published_units())
-        return max(0, total - sum(end - begin for begin, end in spans)) / total
+    with contextlib.suppress(OutputError, OSError):  # what is wrong there is not said here
+        if prepared.run.identity_path.exists():
+            spans = (grid.span(units, unit) for unit in prepared.run.published_units())
+            return max(0, total - sum(end - begin for begin, end in spans)) / total
     return 1.0
 
 
@@ -140,7 +139,7 @@ def _work(
         prompts = prompts * Range(*_BY_CHARACTERS)
     p95: float | None = report.tokens.p95 if report.tokens else None
     if p95 is None and report.characters is not None:
-        p95 = report.characters.p95 / CHARACTERS_PER_TOKEN
+        p95 = max(1.0, report.characters.p95 / CHARACTERS_PER_TOKEN)
     if lengths is not None:
         answers = f"measured in {lengths.run}, {lengths.rows} rows"
         new = Range.around(lengths.new_tokens, _LENGTHS_ERROR)

@@ -17,7 +17,8 @@ __all__ = ["Lengths", "Pace", "lengths_of", "newest", "pace_of"]
 
 LEAST_MINUTES = 3
 LEAST_ROWS = 50
-_MOST = 1e15  # of any figure: beyond it is no count and no time
+_MOST = 1e15  # of any figure: beyond it is no count
+_LATEST = 2**33  # of times in seconds since 1970
 _MOST_RUNS = 50
 _MOST_BYTES = 50_000_000  # of their manifests
 _MOST_WORKERS = 8
@@ -145,6 +146,7 @@ def _steady(worker: Mapping[str, Any]) -> bool:
     if not all(isinstance(value, int | float) and 0 <= value <= _MOST for value in found):
         return False
     long = worker["steady_minutes"] >= LEAST_MINUTES and worker["rows"] >= LEAST_ROWS
+    long = long and worker["time"] < _LATEST
     return bool(long and worker["steady_tokens_per_s"] > 0 and worker["completion_tokens"] > 0)
 
 
@@ -164,7 +166,7 @@ def lengths_of(identity: RunIdentity, runs: Sequence[RunDir]) -> Lengths | None:
 def _lengths(run: RunDir, *, same_input: bool) -> Lengths | None:
     keys = ("ok", "prompt_tokens", "completion_tokens")
     parts = [[part.get(key) for key in keys] for part in read_parts(run.path / "metrics")]
-    whole = [part for part in parts if all(isinstance(n, int) and n >= 0 for n in part)]
+    whole = [part for part in parts if all(isinstance(n, int) and 0 <= n <= _MOST for n in part)]
     rows, prompts, answers = (
         (sum(column) for column in zip(*whole, strict=True)) if whole else (0,) * 3
     )

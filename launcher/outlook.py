@@ -144,7 +144,7 @@ def _work(
         answers = f"measured in {lengths.run}, {lengths.rows} rows"
         new = Range.around(lengths.new_tokens, _LENGTHS_ERROR)
         if lengths.same_input and not report.counted:
-            p95 = p95 and p95 * lengths.prompt_tokens / prompts.likely
+            p95 = p95 and p95 * lengths.prompt_tokens / max(1.0, prompts.likely)
             how, prompts = answers, Range.around(lengths.prompt_tokens, _LENGTHS_ERROR)
     work = Work(
         rows=rows.times(left),

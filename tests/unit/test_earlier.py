@@ -148,6 +148,8 @@ def test_a_model_is_the_same_by_its_content_or_else_by_its_name(tmp_path: Path) 
         '{"worked": {"plan": ["0001"], "steady_minutes": 9, "rows": 99}}',
         json.dumps({"worked": {**WORKED, "steady_tokens_per_s": math.nan}}),
         json.dumps({"worked": {**WORKED, "rows": 10**400}}),
+        json.dumps({"worked": {**WORKED, "time": 1e12}}),
+        json.dumps({**PART, "ok": 10**400, "prompt_tokens": 1, "completion_tokens": 1}),
         "{torn",
         "\x00",
     ],

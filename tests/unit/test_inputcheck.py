@@ -319,3 +319,11 @@ def test_a_table_that_knows_its_rows_is_believed(tmp_path: Path) -> None:
     found = check_input(job_over(tmp_path / "job", {"a.parquet": content}))
     assert found.rows_range is not None
     assert (found.rows_range.least, found.rows_range.most) == (999, 999)
+
+
+def test_empty_files_between_others_count_nothing(tmp_path: Path) -> None:
+    rows = json_lines(numbered(700))
+    files = {"0.jsonl": b"", "1.jsonl": rows, "2.jsonl": b"\n\n", "3.jsonl": rows, "4.jsonl": b""}
+    files["5.jsonl.gz"] = gzip.compress(b"")
+    found = check_input(job_over(tmp_path, files))
+    assert found.rows_estimate == pytest.approx(1400, rel=0.05)

@@ -43,15 +43,18 @@ def practices(
             "time to be busy"
         )
         yield _warning("plan.pp-few-rows", message, "use fewer replicas, or less pp")
-    if gpus is not None and shape is not None and cut.ranks > 1 and _could_be_fp8(gpus, shape):
+    if gpus is not None and shape is not None and _could_be_fp8(gpus, shape):
         message = f"{gpus.model} GPUs compute in FP8, and {shape.name} is a 16-bit checkpoint"
         hint = "try an FP8 checkpoint of it: half the memory, so fewer GPUs a replica"
         yield _warning("plan.unquantised", message, hint)
 
 
 def _could_be_fp8(gpus: Gpus, shape: ModelShape) -> bool:
+    """Whether it is cut because its 16 bits do not fit one GPU, and need not be so many."""
     gpu = find_gpu(gpus.model, gpus.memory, gpus.link)
-    return gpu is not None and "fp8" in gpu.flops and shape.quantisation is None
+    if gpu is None or shape.parameters is None or shape.quantisation is not None:
+        return False
+    return "fp8" in gpu.flops and 2 * shape.parameters > gpu.memory_gb * 10**9
 
 
 def _warning(code: str, message: str, hint: str) -> Problem:

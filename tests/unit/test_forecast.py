@@ -247,11 +247,16 @@ def test_more_allocations_than_run_at_once_do_not_make_it_faster(tmp_path: Path)
         (
             SITE.replace("link: nvlink4, topology: all-to-all,", "link: pcie,"),
             {"parallelism": {"tp": 2}, "replicas": 2},
-            ["plan.tp-over-pcie", "plan.unquantised"],
+            ["plan.tp-over-pcie"],
         ),
-        (SITE, {"parallelism": {"tp": 1, "pp": 4}, "replicas": 8}, ["plan.unquantised"]),
-        (SITE, {"parallelism": {"tp": 2}, "replicas": 2}, ["plan.unquantised"]),
-        (SITE.replace("h100", "a100"), {"parallelism": {"tp": 2}, "replicas": 2}, []),
+        (SITE, {"parallelism": {"tp": 1, "pp": 4}, "replicas": 8}, []),
+        (SITE, {"model": "llama-3.1-70b", "parallelism": {"tp": 4}}, ["plan.unquantised"]),
+        (SITE, {"parallelism": {"tp": 2}, "replicas": 2}, []),
+        (
+            SITE.replace("h100", "a100"),
+            {"model": "llama-3.1-70b", "parallelism": {"tp": 4}},
+            [],
+        ),
         (SITE, {"model": "llama-3.1-405b-fp8", "parallelism": {"tp": 4, "pp": 2}}, []),
     ],
 )

@@ -242,7 +242,14 @@ def test_a_plan_names_the_time_at_which_slurm_would_start_it(user: User) -> None
     assert at_once["why"] is None
     idle = datetime.fromisoformat(at_once["at"])
     nodes = len(user.cluster.profile.nodes)
-    taking = ("sbatch", "--parsable", f"--nodes={nodes}", "--exclusive", "--time=30")
+    taking = (
+        "sbatch",
+        "--parsable",
+        f"--nodes={nodes}",
+        "--exclusive",
+        "--time=30",
+        "--output=/dev/null",
+    )
     other = user.cluster.run(*taking, "--wrap=sleep 600").strip()
     try:
         poll(lambda: user.shown(other, "JobState") == "RUNNING", "all nodes are taken")

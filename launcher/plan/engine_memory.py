@@ -227,8 +227,40 @@ def _vllm(
     )
 
 
+def _transformers(
+    shape: ModelShape,
+    options: Mapping[str, Any],
+    gpu_bytes: int,  # noqa: ARG001 - the others' parameters
+    gpu_model: str,  # noqa: ARG001 - the same
+    env: Mapping[str, str],  # noqa: ARG001 - the same
+) -> EngineMemory:
+    asked = options.get("dtype", "auto")
+    plain_bits = _PLAIN_BITS.get((shape.torch_dtype if asked == "auto" else asked) or "", 16)
+    return EngineMemory(
+        # launcher/engines/continuous.py; cohorts take their cache as they grow.
+        fraction=options.get("cache_memory") or 0.7,
+        of_free=True,
+        kv_bits=plain_bits,
+        plain_bits=plain_bits,
+        block=32,
+        windows=False,
+        tokens=8192,
+        sequences=options.get("max_batch_size") or 256,
+        length=None,
+        whole_length=False,
+        reserve_bytes=GIB,
+        peers_bytes=2 * GIB // 5,
+        graphs_bytes=0,
+        logit_bytes=10,
+        draws_inside=False,
+        outside_share=0.0,
+        uneven_first=True,
+    )
+
+
 ENGINES: Mapping[str, Callable[..., EngineMemory]] = {
     "tensorrt-llm": _tensorrt_llm,
+    "transformers": _transformers,
     "vllm": _vllm,
 }
-"""The engines that have a KV cache of a size of their own."""
+"""The engines that have a KV cache."""

@@ -162,7 +162,7 @@ def search(question: Question) -> Search:
     """
     trial = _Trial(question)
     if question.cut is not None:
-        trial.test(question.cut)
+        trial.check(question.cut)
     else:
         pairs = list(_pairs(trial))
         for tp, ep in pairs:
@@ -301,6 +301,13 @@ class _Trial:
         )
         self.kept: list[Candidate] = []
         self.rejected: list[Rejected] = []
+
+    def check(self, cut: Cut) -> None:
+        """Test a cut that somebody else chose."""
+        if (wrong := _refusal(self.question, cut)) is None:
+            self.test(cut)
+        else:
+            self.rejected.append(wrong)
 
     def test(self, cut: Cut) -> Candidate | None:
         """Keep ``cut`` with the best sizes of a step, or note why not."""

@@ -203,12 +203,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: Text
     input: Input
     sampling: SamplingSpec = SamplingSpec()
-    parallelism: Parallelism | Literal["auto"] = Parallelism()
-    replicas: Positive | Literal["auto"] = 1
+    parallelism: Parallelism | Literal["auto"] = "auto"
+    replicas: Positive | Literal["auto"] = "auto"
     output: Output
     resources: Resources = Resources()
     runtime: Runtime = Runtime()
     limits: Limits = Limits()
     engine_options: dict[str, Any] = {}
     env: dict[EnvName, str] = {}
-    allow: list[Literal["tp-over-fabric", "mixed-nodes", "unlisted-qos", "tcp-fallback"]] = []
+    allow: list[
+        Literal["tp-over-fabric", "mixed-nodes", "unlisted-qos", "tcp-fallback", "gpu-memory"]
+    ] = []

@@ -134,8 +134,10 @@ def _node(r: Resolver, partition: Partition, limits: Qos) -> NodeShape:
     unit = "node" if gpus and gpus.request is None else gpus.unit if gpus else "gpu"
     slots = min(wanted or slots_all, slots_all)
     source: Location | str | None = r.mark("resources.gpus_per_node")
-    most = limits.max_gpus if gpus and unit == "gpu" and r.job.replicas == "auto" else None
-    if wanted is None and most is not None and most < slots:
+    most, stated = limits.max_gpus, r.job.parallelism
+    least = 1 if stated == "auto" else stated.tp * stated.pp
+    free = gpus is not None and unit == "gpu" and wanted is None and r.job.replicas == "auto"
+    if free and most is not None and least <= most < slots:
         slots, source = most, "no job of this partition or QoS can have more"
     r.decide("gpus_per_node" if gpus else "slots", slots, source or f"site {r.site.name}")
     if unit != "gpu" and r.site.scheduler.type == "slurm":

@@ -273,10 +273,10 @@ _PATIENCE = 2
 
 _Sizes = dict[str, int]
 _BATCH, _TOKENS = "max_batch_size", "max_num_tokens"
-# Most engines are given steps of this size. Where they do not fit, smaller ones are tried in this
-# order; where they are what limits the batch, larger ones.
-_USUAL: _Sizes = {_BATCH: 256, _TOKENS: 8192}
+# The usual ones are in `launcher.plan.trtllm_options`. Where they do not fit, smaller ones are
+# tried in this order; where they are what limits the batch, larger ones.
 _SMALLER: tuple[_Sizes, ...] = (
+    {_BATCH: 256, _TOKENS: 8192},
     {_BATCH: 256, _TOKENS: 4096},
     {_BATCH: 128, _TOKENS: 2048},
     {_BATCH: 32, _TOKENS: 2048},
@@ -311,7 +311,7 @@ class _Trial:
 
     def test(self, cut: Cut) -> Candidate | None:
         """Keep ``cut`` with the best sizes of a step, or note why not."""
-        own = self._own_sizes(_USUAL)
+        own = self._own_sizes({_BATCH: self.engine.sequences, _TOKENS: self.engine.tokens})
         for sizes in (own, *(self._own_sizes(s) for s in _SMALLER if own)):
             engine = self._sized(sizes)
             found = self._fit(cut, engine)

@@ -93,7 +93,7 @@ def _proved(r: Resolver, name: str, found: Search, stated: Cut | None) -> Cut:
     if chosen is not None:
         if stated is None:
             _decide_cut(r, chosen.cut, found.why)
-        r.decide("memory", _memory_words(chosen), f"at most {chosen.fit.source}")
+        r.decide("memory", _memory_words(chosen), "computed, see docs/reference/memory.md")
         return chosen.cut
     if stated is None:
         _nothing_fits(r, name, found)

@@ -53,6 +53,7 @@ def resolved(
         job_source = with_setting(job_source, setting)
     if defaults is not None:
         job_source = overlay(job_source, parse("defaults.yaml", defaults))
+    job_source = overlay(job_source, parse("sizes.yaml", "parallelism: {tp: 1}\nreplicas: 1\n"))
     site_source = parse("site.yaml", site)
     return resolve(
         read_job(job_source),
@@ -103,14 +104,6 @@ def test_a_partition_the_site_has_not_is_refused_where_it_is_named() -> None:
     found = only("resources: {partition: gpus}\n")
     assert found == ("plan.partition-unknown", "job.yaml:6:24")
     assert "'gpus'" in problems("resources: {partition: gpus}\n")[0].message
-
-
-@pytest.mark.parametrize(
-    ("job", "where"),
-    [("parallelism: auto\n", "job.yaml:6:14"), ("replicas: auto\n", "job.yaml:6:11")],
-)
-def test_auto_is_not_there_yet(job: str, where: str) -> None:
-    assert only(job) == ("plan.auto-unavailable", where)
 
 
 def test_more_gpus_a_node_than_it_has_are_refused() -> None:

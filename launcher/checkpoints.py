@@ -116,10 +116,9 @@ def _read(directory: Path, name: str, where: Location | None) -> Checkpoint:
         problem = Problem("model.config", f"cannot use {directory}: {exc}", where, hint)
         raise SpecError(problem) from exc
     shape = shape_from_config(name, config)
-    tensors = _tensors(directory)
     return Checkpoint(
         path=directory,
-        shape=dataclasses.replace(shape, stored=tensors and stored_weights(tensors, shape)),
+        shape=dataclasses.replace(shape, stored=stored_weights(_tensors(directory), shape)),
         chat_template=template,
         digest=fingerprint(directory).digest,
     )
@@ -142,11 +141,11 @@ def _modelopt(directory: Path) -> dict[str, Any]:
 _READERS, _LONGEST_HEADER = 8, 100_000_000
 
 
-def _tensors(directory: Path) -> dict[str, int] | None:
+def _tensors(directory: Path) -> dict[str, int]:
     """The bytes of each tensor, by the headers of its files alone.
 
-    None where a file is missing or no safetensors file: the config tells sizes then, and the
-    engine what is wrong.
+    None of them where a file is missing or no safetensors file: the config tells sizes then,
+    and the engine what is wrong.
     """
     index = directory / "model.safetensors.index.json"
     try:
@@ -155,7 +154,7 @@ def _tensors(directory: Path) -> dict[str, int] | None:
             headers = list(pool.map(_header, (directory / name for name in sorted(set(names)))))
         return {name: size for header in headers for name, size in header.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
+        return {}
 
 
 def _header(path: Path) -> dict[str, int]:

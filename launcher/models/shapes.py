@@ -272,8 +272,8 @@ _MULTI_HEAD = frozenset({"llama", "phi3"})
 def shape_from_config(name: str, config: Mapping[str, Any]) -> ModelShape:
     """The shape of the model whose ``config.json`` holds ``config``.
 
-    Any ``model_type`` with the usual keys is read. Of ``nemotron_h`` and of types that are
-    not known here the parameters are not counted.
+    Any ``model_type`` with the usual keys is read. Of ``nemotron_h``, of a Nemotron whose layers
+    differ (``block_configs``) and of types that are not known here parameters are not counted.
 
     Parameters
     ----------
@@ -293,7 +293,7 @@ def shape_from_config(name: str, config: Mapping[str, Any]) -> ModelShape:
         keys.lacks("model_type")
     architecture = (architecture or "").removesuffix("_text")
     family = _FAMILIES.get(architecture, _Family())
-    keys.values = {**family.defaults, **keys.values}
+    keys.values = {**family.defaults, **_of_blocks(keys), **keys.values}
     outer = Keys(name, config)
     shape = replace(_shape(keys, architecture, family), classes=outer.items("architectures", str))
     keys.problems += outer.problems
@@ -310,6 +310,37 @@ def _text_keys(name: str, config: Mapping[str, Any]) -> Keys:
     shared = {key: outer.values[key] for key in _SHARED if key in outer}
     inner.values = {**shared, **inner.values}
     return inner
+
+
+def _of_blocks(keys: Keys) -> dict[str, Any]:
+    """The usual keys of a Nemotron whose layers were searched for: those of its widest layers.
+
+    (nvidia/Llama-3_3-Nemotron-Super-49B-v1, ``modeling_decilm.py``)
+    """
+    attention, mlps = [], []
+    for block in keys.items("block_configs", dict):
+        inner = Keys(keys.name, block, "block_configs.")
+        inner.problems = keys.problems
+        attention.append(inner.section("attention").optional("n_heads_in_group"))
+        mlps.append(inner.section("ffn"))
+    groups = [group for group in attention if group]
+    widths = [mlp.optional("intermediate_size") or _width_of(keys, mlp) for mlp in mlps]
+    if not groups or not any(widths):
+        return {}
+    return {
+        "num_key_value_heads": keys.number("num_attention_heads") // min(groups),
+        "intermediate_size": max(widths),
+        "layer_types": ["full_attention" if group else "none" for group in attention],
+    }
+
+
+def _width_of(keys: Keys, mlp: Keys) -> int:
+    """Of an MLP, by its multiple of two thirds of the hidden size, in whole 256s."""
+    factor = mlp.values.get("ffn_mult", 0)
+    if not isinstance(factor, (int, float)) or not 0 <= factor < 1000:  # noqa: PLR2004
+        mlp.wrong("ffn_mult", "a number below 1000")
+        return 0
+    return -(-int(2 * factor * keys.number("hidden_size") / 3) // 256) * 256
 
 
 _SHARED = (

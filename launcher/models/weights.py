@@ -23,10 +23,14 @@ __all__ = ["Slice", "end_bytes", "layer_bytes", "sizes_known", "stored_weights"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """What one GPU holds of a layer: one of ``tp``, with experts over ``ep`` of them.
+    """What one GPU holds of a layer.
 
     Attributes
     ----------
+    tp
+        Parts of everything but routed experts.
+    ep, moe_tp
+        Groups of routed experts, and parts of each of them.
     plain_bits
         Bits of a weight that is not quantised.
     loaded
@@ -35,13 +39,21 @@ class Slice:
 
     tp: int = 1
     ep: int = 1
+    moe_tp: int = 1
     plain_bits: int = 16
     loaded: bool = True
 
 
 def sizes_known(shape: ModelShape) -> bool:
-    """Whether `layer_bytes` is more than a guess: the architecture or the tensors are known."""
-    return shape.small_tensors is not None or shape.stored is not None
+    """Whether `layer_bytes` is more than a guess: the tensors were seen, or the config tells all.
+
+    Of layers that keep a state instead of a KV cache nothing is known, not even with tensors.
+    """
+    if shape.attention_layers < shape.layers:
+        return False
+    how = shape.quantisation
+    told = shape.small_tensors is not None and (how is None or how.bits is not None)
+    return told or shape.stored is not None
 
 
 @functools.lru_cache(maxsize=512)
@@ -223,7 +235,7 @@ _TILES = (256, 128)
 def _experts(
     shape: ModelShape, experts: Experts, small: SmallTensors, kind: _Kind, part: Slice
 ) -> float:
-    hidden, width = float(shape.hidden_size), experts.intermediate_size / (part.tp // part.ep)
+    hidden, width = float(shape.hidden_size), experts.intermediate_size / part.moe_tp
     count = experts.count / part.ep
     bias = small.expert_bias * count * (2 * width + hidden)
     router = experts.count * (shape.hidden_size + small.router_bias)

@@ -57,6 +57,8 @@ class EngineMemory:
         How many layers each stage gets, where options say so.
     uneven_first
         Whether the first stages get the layers that are left over, or those before the last one.
+    attention_dp
+        Each rank of a TP group holds all of attention, and the sequences that it attends for.
     """
 
     fraction: float
@@ -80,6 +82,7 @@ class EngineMemory:
     exactly: bool = False
     kv_limit_tokens: int | None = None
     layers: tuple[int, ...] = ()
+    attention_dp: bool = False
 
 
 def engine_memory(
@@ -112,6 +115,9 @@ def engine_memory(
 # give a sixteenth to error correction: A40 44.35 and L40S 44.5 of 48.
 _USABLE, _USABLE_WITH_ECC = 0.985, 0.92
 _WITH_ECC = ("a40", "l40", "l4", "a10", "a6000", "a5000", "a4000", "a2", "a16")
+# Sold as 192, 192 and 288 by some: nvidia-smi has 183359, 189471 and 275040 MiB, and CUDA 0.4 %
+# less than nvidia-smi (on an H200).
+_MOST_GIB = {"b200": 178.3, "gb200": 184.3, "b300": 267.5, "gb300": 267.5}
 
 
 def cuda_bytes(model: str, sold_bytes: int) -> int:
@@ -124,12 +130,14 @@ def cuda_bytes(model: str, sold_bytes: int) -> int:
     """
     gibibytes = sold_bytes / GIB if sold_bytes % GIB == 0 else sold_bytes / 10**9
     name = model.lower().replace("rtx-", "").replace("rtx", "")
-    share = _USABLE_WITH_ECC if name.startswith(_WITH_ECC) and "a100" not in name else _USABLE
-    return int(gibibytes * share * GIB)
+    has_ecc = name.startswith(_WITH_ECC) and "a100" not in name
+    usable = gibibytes * (_USABLE_WITH_ECC if has_ecc else _USABLE)
+    most = next((most for known, most in _MOST_GIB.items() if name.startswith(known)), usable)
+    return int(min(usable, most) * GIB)
 
 
 # Of `dtype` and `torch_dtype`.
-_PLAIN_BITS = {"float32": 32, "float": 32}
+_PLAIN_BITS: Mapping[object, int] = {"float32": 32, "float": 32}
 
 
 def _kv_bits(shape: ModelShape, asked: object, plain_bits: int) -> float:
@@ -143,6 +151,24 @@ def _kv_bits(shape: ModelShape, asked: object, plain_bits: int) -> float:
     return {None: plain_bits, 4: 4.5}.get(own, own or plain_bits)
 
 
+def _count(options: Mapping[str, Any], name: str) -> int | None:
+    """A whole number above 0; None where there is none, of which others complain if they must."""
+    value = options.get(name)
+    return value if type(value) is int and value > 0 else None
+
+
+def _share(options: Mapping[str, Any], name: str, default: float) -> float:
+    value = options.get(name)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1:
+        return float(value)
+    return default
+
+
+def _counts(values: object) -> tuple[int, ...]:
+    listed = values if isinstance(values, (list, tuple)) else ()
+    return tuple(value for value in listed if type(value) is int)
+
+
 def _tensorrt_llm(
     shape: ModelShape,
     options: Mapping[str, Any],
@@ -151,20 +177,22 @@ def _tensorrt_llm(
     env: Mapping[str, str],  # noqa: ARG001 - the same
 ) -> EngineMemory:
     given = with_defaults(options)
-    cache = given["kv_cache_config"] or {}
-    own = given.get("dtype", "auto")
-    plain_bits = _PLAIN_BITS.get((shape.torch_dtype if own == "auto" else own) or "", 16)
+    own = given["kv_cache_config"]
+    cache = own if isinstance(own, Mapping) else {}
+    dtype = given.get("dtype", "auto")
+    plain_bits = _PLAIN_BITS.get(shape.torch_dtype if dtype == "auto" else dtype, 16)
     return EngineMemory(
-        fraction=cache.get("free_gpu_memory_fraction", 0.9),
+        # 0.9 where its options were replaced as a whole.
+        fraction=_share(cache, "free_gpu_memory_fraction", 0.9),
         of_free=True,
         kv_bits=_kv_bits(shape, cache.get("dtype"), plain_bits),
         plain_bits=plain_bits,
-        block=cache.get("tokens_per_block", 32),
+        block=_count(cache, "tokens_per_block") or 32,
         # Only where the windows are given are the others' blocks freed.
         windows=bool(cache.get("max_attention_window")),
-        tokens=given["max_num_tokens"],
-        sequences=given["max_batch_size"],
-        length=given.get("max_seq_len"),
+        tokens=_count(given, "max_num_tokens") or 8192,
+        sequences=_count(given, "max_batch_size") or 2048,
+        length=_count(given, "max_seq_len"),
         whole_length=False,
         # Measured by aiconfigurator: about 0.55 GiB (sdk/backends/trtllm_backend.py, which then
         # takes 3.5); CUDA's context and cuBLAS are not in that. NCCL: 0.34 to 0.39 GiB there.
@@ -176,9 +204,10 @@ def _tensorrt_llm(
         draws_inside=False,
         outside_share=0.0,
         uneven_first=True,
-        kv_limit_bytes=cache.get("max_gpu_total_bytes") or None,
-        kv_limit_tokens=cache.get("max_tokens"),
-        layers=tuple(given.get("pp_partition") or ()),
+        kv_limit_bytes=_count(cache, "max_gpu_total_bytes"),
+        kv_limit_tokens=_count(cache, "max_tokens"),
+        layers=_counts(given.get("pp_partition")),
+        attention_dp=given.get("enable_attention_dp") is True,
     )
 
 
@@ -190,23 +219,25 @@ def _vllm(
     env: Mapping[str, str],
 ) -> EngineMemory:
     large = gpu_bytes >= 70 * GIB and "a100" not in gpu_model
-    asked = options.get("dtype", "auto")
+    # engine/arg_utils.py, get_batch_defaults, as its class LLM asks, whose defaults a job takes.
+    tokens = _count(options, "max_num_batched_tokens") or (16384 if large else 8192)
+    sequences = _count(options, "max_num_seqs") or (1024 if large else 256)
+    size = _count(options, "kv_cache_memory_bytes")
     partition = env.get("VLLM_PP_LAYER_PARTITION", "")
-    size = options.get("kv_cache_memory_bytes")
     return EngineMemory(
         # config/cache.py: 0.92 from 0.20 on, 0.9 before it.
-        fraction=options.get("gpu_memory_utilization", 0.92),
+        fraction=_share(options, "gpu_memory_utilization", 0.92),
         of_free=False,
         kv_bits=_kv_bits(shape, options.get("kv_cache_dtype"), 16),
         # `auto` lowers float32 to 16 bits (config/model.py, _resolve_auto_dtype).
-        plain_bits=_PLAIN_BITS.get(asked, 16),
-        block=options.get("block_size") or 16,
+        plain_bits=_PLAIN_BITS.get(options.get("dtype"), 16),
+        block=_count(options, "block_size") or 16,
         windows=not options.get("disable_hybrid_kv_cache_manager"),
-        # engine/arg_utils.py, get_batch_defaults, as an engine without a server asks.
-        tokens=options.get("max_num_batched_tokens") or (16384 if large else 8192),
-        sequences=options.get("max_num_seqs") or (1024 if large else 256),
-        length=options.get("max_model_len"),
-        whole_length=True,
+        tokens=tokens,
+        sequences=min(sequences, tokens),
+        length=_count(options, "max_model_len"),
+        # -1 shortens it to what fits (v1/core/kv_cache_utils.py, _auto_fit_max_model_len).
+        whole_length=options.get("max_model_len") != -1,
         # Counted from when CUDA and NCCL are up (gpu_worker.py, init_device): seen 0.02 to 0.26 GiB
         # on one GPU, 0.95 to 1.4 beside others; docs/reference/memory.md has the logs.
         reserve_bytes=3 * GIB // 10,
@@ -223,7 +254,7 @@ def _vllm(
         uneven_first=False,
         kv_limit_bytes=size,
         exactly=size is not None,
-        layers=tuple(int(part) for part in partition.split(",") if part.strip().isdecimal()),
+        layers=_counts([int(part) for part in partition.split(",") if part.strip().isdecimal()]),
     )
 
 

@@ -20,6 +20,7 @@ __all__ = ["MARGIN", "Fit", "StageMemory", "fit", "stage_layers", "stage_memory"
 # Of the whole GPU. The largest error of a count of what is no KV cache was 1.6 % of a GPU
 # (docs/reference/memory.md).
 MARGIN = 0.02
+_WITHOUT_END = 2**62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +41,15 @@ class StageMemory:
         What must stay free because all this is an estimate.
     capacity
         What CUDA says that the GPU has.
-    kv_bytes, kv_least_bytes
-        What the engine will give its KV cache; and if all else takes the margin more than this.
+    kv_bytes, kv_least_bytes, kv_most_bytes
+        What the engine will give its KV cache; the same if all else takes the margin more than
+        this, or less.
     kv_per_token
         What a token adds to the KV cache while no window is full.
     kv_in_windows, window
         That part of ``kv_per_token`` that stops growing at ``window`` tokens.
+    block
+        Tokens that the cache gives out together.
     kv_tokens
         Tokens that the cache holds, whole blocks of them, as if there were no windows.
     """
@@ -60,9 +64,11 @@ class StageMemory:
     capacity: int
     kv_bytes: int
     kv_least_bytes: int
+    kv_most_bytes: int
     kv_per_token: int
     kv_in_windows: int
     window: int
+    block: int
     kv_tokens: int
 
     @property
@@ -73,12 +79,23 @@ class StageMemory:
 
     @property
     def fits(self) -> bool:
-        """Whether nothing runs out, and the KV cache holds a block, with the margin kept."""
-        least = self.kv_bytes - self.kv_least_bytes
-        return self.kv_least_bytes > 0 and self.free + least >= self.margin
+        """Whether nothing runs out, and there is a KV cache, with the margin kept."""
+        less = self.kv_bytes - self.kv_least_bytes
+        return self.kv_least_bytes > 0 and self.free + less >= self.margin
+
+    @property
+    def may_fit(self) -> bool:
+        """The same with the margin in favour, and the engine's share of the GPU as it should be.
+
+        What is not even this does not start.
+        """
+        given = self.kv_bytes if self.kv_least_bytes == self.kv_most_bytes else 0
+        used = self.weights + self.activations + self.graphs + self.reserve + given
+        return self.kv_most_bytes > 0 and used <= self.capacity + self.margin
 
     def sequence_bytes(self, tokens: int) -> int:
-        """What one sequence of ``tokens`` takes of the cache."""
+        """What the blocks of one sequence of ``tokens`` take of the cache."""
+        tokens = -(-tokens // self.block) * self.block
         grows = (self.kv_per_token - self.kv_in_windows) * tokens
         return grows + self.kv_in_windows * min(tokens, self.window)
 
@@ -89,23 +106,28 @@ class Fit:
 
     Attributes
     ----------
+    caches
+        KV caches of a replica: one, or with attention data parallelism one for each TP rank.
     kv_tokens
-        Tokens of all sequences together: the least of the stages.
+        Tokens that each of them holds in sequences of the given length, whose layers with windows
+        may have stopped growing: what the smallest stage holds.
     sequences
-        Sequences of the given length at a time, no more than the engine takes in a step.
+        Sequences of that length in all of them at a time; the engine may take fewer in a step.
     longest
         Tokens that one sequence must be able to have.
-    fits
-        Each stage fits, and the cache holds one sequence of ``longest``.
+    fits, may_fit
+        Each stage does, and the cache holds one sequence of ``longest``.
     margin, source
         Bytes that stay free on each GPU, and why so many.
     """
 
     stages: tuple[StageMemory, ...]
+    caches: int
     kv_tokens: int
     sequences: int
     longest: int
     fits: bool
+    may_fit: bool
     margin: int
     source: str = "2 % of a GPU: docs/reference/memory.md"
 
@@ -147,7 +169,8 @@ def stage_memory(
     """
     if not sizes_known(shape):
         return None
-    part = Slice(tp=cut.tp, ep=cut.ep, plain_bits=engine.plain_bits)
+    tp = _attention_tp(cut, engine)
+    part = Slice(tp=tp, ep=cut.ep, moe_tp=cut.tp // cut.ep, plain_bits=engine.plain_bits)
     of_layers = layer_bytes(shape, part)
     before, behind = end_bytes(shape, part, joined=cut.pp == 1)
     stages, start = [], 0
@@ -158,6 +181,12 @@ def stage_memory(
         weights += before * (index == 0) + behind * last
         stages.append(_stage(shape, cut, engine, gpu_bytes, count, weights, last=last))
     return tuple(stages)
+
+
+def _attention_tp(cut: Cut, engine: EngineMemory) -> int:
+    # With attention DP TensorRT-LLM leaves the rest whole (_torch/models/modeling_deepseekv3.py;
+    # modeling_utils.py, DecoderModelForCausalLM).
+    return 1 if engine.attention_dp else cut.tp
 
 
 def _stage(
@@ -181,9 +210,9 @@ def _stage(
     margin = math.ceil(MARGIN * gpu_bytes)
     full, windowed = _kv_per_token(shape, cut, engine, layers)
     fixed = weights + activations + reserve
-    cache, least = (
+    cache, least, most = (
         _limited(_cache(engine, gpu_bytes, fixed + more, graphs), full + windowed, engine)
-        for more in (0, margin)
+        for more in (0, margin, -margin)
     )
     return StageMemory(
         layers=layers,
@@ -196,9 +225,11 @@ def _stage(
         capacity=gpu_bytes,
         kv_bytes=cache,
         kv_least_bytes=least,
+        kv_most_bytes=most,
         kv_per_token=full + windowed,
         kv_in_windows=windowed if engine.windows else 0,
         window=(shape.sliding_window or 0) + engine.block,
+        block=engine.block,
         kv_tokens=_whole_blocks(cache, full + windowed, engine.block),
     )
 
@@ -219,7 +250,7 @@ def _limited(cache: int, per_token: int, engine: EngineMemory) -> int:
 
 def _whole_blocks(cache: int, per_token: int, block: int) -> int:
     # A stage without attention holds any number of tokens: the other stages decide.
-    return cache // (per_token * block) * block if per_token else 2**62
+    return cache // (per_token * block) * block if per_token else _WITHOUT_END
 
 
 # aiconfigurator, sdk/backends/trtllm_backend.py: what the largest step takes is 2 bytes for each
@@ -246,7 +277,8 @@ def _kv_per_token(
     if (latent := shape.latent_attention) is not None:
         elements = latent.kv_lora_rank + latent.rope_head_dim
     else:
-        elements = 2 * shape.head_dim * -(-shape.kv_heads // min(cut.tp, shape.kv_heads))
+        tp = min(_attention_tp(cut, engine), shape.kv_heads)
+        elements = 2 * shape.head_dim * -(-shape.kv_heads // tp)
     here = math.ceil(shape.attention_layers * layers / shape.layers)
     full = math.ceil(shape.full_attention_layers * layers / shape.layers)
     each = math.ceil(elements * engine.kv_bits / 8)
@@ -277,21 +309,26 @@ def fit(
         return None
     length = engine.length or shape.max_position_embeddings or 0
     longest = max(prompt + output, length if engine.whole_length else 0)
+    caches = cut.tp if engine.attention_dp else 1
     return Fit(
         stages=stages,
-        kv_tokens=min(stage.kv_tokens for stage in stages),
-        sequences=min(_sequences(stage, prompt + output, engine) for stage in stages),
+        caches=caches,
+        kv_tokens=min(_held(stage, prompt + output) for stage in stages),
+        sequences=caches * min(_sequences(stage, prompt + output) for stage in stages),
         longest=longest,
-        fits=all(s.fits and s.kv_least_bytes >= _whole(s, longest, engine) for s in stages),
+        fits=all(s.fits and s.kv_least_bytes >= s.sequence_bytes(longest) for s in stages),
+        may_fit=all(s.may_fit and s.kv_most_bytes >= s.sequence_bytes(longest) for s in stages),
         margin=max(stage.margin for stage in stages),
     )
 
 
-def _sequences(stage: StageMemory, tokens: int, engine: EngineMemory) -> int:
-    each = _whole(stage, tokens, engine)
-    return min(engine.sequences, stage.kv_bytes // each) if each else engine.sequences
+def _held(stage: StageMemory, tokens: int) -> int:
+    each = stage.sequence_bytes(tokens)
+    if not stage.kv_in_windows or each == 0:
+        return stage.kv_tokens
+    return stage.kv_bytes * tokens // each
 
 
-def _whole(stage: StageMemory, tokens: int, engine: EngineMemory) -> int:
-    """Bytes of one sequence's blocks."""
-    return stage.sequence_bytes(-(-tokens // engine.block) * engine.block)
+def _sequences(stage: StageMemory, tokens: int) -> int:
+    each = stage.sequence_bytes(tokens)
+    return stage.kv_bytes // each if each else _WITHOUT_END

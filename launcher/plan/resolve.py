@@ -7,12 +7,14 @@ configuration) is in `Facts`, so that the same plan can be made on a laptop.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from launcher.errors import Location, Problem
 from launcher.plan import (
     checks,
+    memory_checks,
     selection,
     site_checks,
     trtllm_checks,
@@ -29,10 +31,10 @@ from launcher.plan.question import workload
 from launcher.plan.resolver import Decision, Facts, Resolver, field_path
 from launcher.plan.runtime import check_runtime, choose_runtime
 from launcher.plan.search import Search
-from launcher.plan.sizes import check_node_memory, choose_sizes
+from launcher.plan.sizes import Sizes, check_node_memory, choose_sizes
 from launcher.plan.types import Cut, Layout, Plan, Step, WorkRuntime
 from launcher.spec.job import JobSpec
-from launcher.spec.site import EngineRuntime, Partition, Qos, SiteSpec
+from launcher.spec.site import EngineRuntime, Gpus, Partition, Qos, SiteSpec
 from launcher.spec.source import Source
 
 __all__ = ["Decision", "Facts", "Resolution", "resolve"]
@@ -75,7 +77,7 @@ def resolve(
     _check_options(r)
     sizes = choose_sizes(r, name, partition, node, limits)
     _check_engine(r, sizes.cut, node)
-    _check_model(r, sizes.cut, partition, node)
+    _check_model(r, sizes, partition, node)
     r.stop_on_errors()
     layout = lay_out(sizes.cut, sizes.replicas, node)
     check_node_memory(r, name, partition, layout)
@@ -193,7 +195,8 @@ def _complaints(job: JobSpec) -> list[Complaint]:
     return []
 
 
-def _check_model(r: Resolver, cut: Cut, partition: Partition, node: NodeShape) -> None:
+def _check_model(r: Resolver, sizes: Sizes, partition: Partition, node: NodeShape) -> None:
+    cut = sizes.cut
     r.from_job("model", r.job.model)
     if ENGINES[r.job.engine].needs_model:
         gpus = partition.gpus
@@ -210,11 +213,27 @@ def _check_model(r: Resolver, cut: Cut, partition: Partition, node: NodeShape) -
             found = trtllm_checks.without_heads(found, options)
             for problem, path in trtllm_checks.check_model(r.facts.shape, cut, gpu, options):
                 r.problems.append(_located(problem, r.job_source.at(field_path(*path))))
+        if gpus and all(problem.severity == "warning" for problem in found):
+            found += _memory_problems(r, sizes, gpus)
         r.problems += [_located(p, r.job_source.at(field_path("parallelism"))) for p in found]
     if r.facts.chat_template is False and r.job.input.chat:
         message = f"model {r.job.model} has no chat template, so it is probably a base model"
         hint = "set input.chat: false to send bare prompts, or choose the instruct model"
         r.error("model.no-chat-template", message, "model", hint=hint)
+
+
+def _memory_problems(r: Resolver, sizes: Sizes, gpus: Gpus) -> Iterator[Problem]:
+    return memory_checks.check_memory(
+        r.facts.shape,
+        sizes.cut,
+        r.job.engine,
+        {**r.job.engine_options, **sizes.options},
+        gpu_model=gpus.model,
+        gpu_bytes=gpus.memory,
+        prompt=r.facts.prompts.p95,
+        output=r.facts.prompts.most_new,
+        env={**r.site.env, **r.job.env},
+    )
 
 
 def _located(problem: Problem, where: Location) -> Problem:

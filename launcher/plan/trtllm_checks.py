@@ -20,9 +20,8 @@ from launcher.errors import Problem
 from launcher.models.quantisation import Quantisation
 from launcher.models.shapes import ModelShape
 from launcher.plan.types import Cut
-from launcher.units import format_bytes
 
-__all__ = ["check_memory", "check_model", "compute_capability", "without_heads"]
+__all__ = ["check_model", "compute_capability", "without_heads"]
 
 _ALWAYS = """
 DeciLMForCausalLM DeepseekV3ForCausalLM Exaone4ForCausalLM Gemma3ForCausalLM
@@ -93,27 +92,6 @@ def check_model(
     if wrong := _partition(shape, cut, options.get("pp_partition")):
         hint = "list the layers of each stage, or remove it: then they are spread evenly"
         yield Problem("engine.options", wrong, hint=hint), ("engine_options", "pp_partition")
-
-
-def check_memory(shape: ModelShape | None, cut: Cut, gpu_bytes: int | None) -> Iterator[Problem]:
-    """``plan.gpu-memory``, where weights alone are more than the ranks' GPUs hold.
-
-    Told from below: as if all of them were quantised, with no scales, cache or activations.
-    """
-    parameters = shape.parameters if shape else None
-    found = shape.quantisation if shape else None
-    bits = 16 if found is None else found.bits
-    if shape is None or parameters is None or bits is None or gpu_bytes is None:
-        return
-    if (needed := parameters * bits // 8) <= (there := cut.ranks * gpu_bytes):
-        return
-    least = -(-needed // gpu_bytes)
-    message = (
-        f"{shape.name} has {format_bytes(needed)} of weights, and the GPUs of {cut.ranks} "
-        f"rank{'s'[: cut.ranks != 1]} hold {format_bytes(there)}"
-    )
-    hint = f"raise parallelism.tp or pp to {least} ranks or more: the KV cache needs room as well"
-    yield Problem("plan.gpu-memory", message, hint=hint)
 
 
 def without_heads(found: list[Problem], options: Mapping[str, Any]) -> list[Problem]:

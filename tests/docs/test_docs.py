@@ -31,7 +31,10 @@ FAMILIES = (
 CODE = re.compile(rf"({FAMILIES})\.[a-z][a-z-]*")
 ROW_CODE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 # Files and fields that only look like codes.
-NO_CODES = {"engine.yaml", "model.path", "run.json", "rundir.py", "site.yaml"}
+NO_CODES = {
+    *("engine.yaml", "model.path", "model.safetensors"),
+    *("run.json", "rundir.py", "site.yaml"),
+}
 # The functions whose arguments hold the code of a row.
 ROW_CODE_MAKERS = {"RowError", "decoded", "super().__init__"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,74 @@ def test_a_checkpoint_of_the_hub_knows_the_cache_that_it_lies_in(tmp_path: Path)
     assert found("org/small", tmp_path, HF_HOME=str(home)).hub_cache == home / "hub"
     directory = home / "hub/models--org--small/snapshots/abc"
     assert found(str(directory), tmp_path).hub_cache is None
+
+
+# --- tensors
+
+
+def write_tensors(path: Path, sizes: Mapping[str, int]) -> None:
+    """A safetensors file of zeros: eight bytes of length, a header in JSON, the data."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, size in sizes.items():
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [start, start + size]}
+        start += size
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(start))
+
+
+LAYERS = {f"model.layers.{index}.mlp.up_proj.weight": 7 for index in range(30)}
+
+
+def test_tensors_of_one_file_are_counted_by_layer(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    sizes = LAYERS | {"model.embed_tokens.weight": 11, "model.norm.weight": 2}
+    write_tensors(folder / "model.safetensors", sizes)
+    stored = found("./m", tmp_path).shape.stored
+    assert stored is not None
+    assert stored.layers == (7,) * 30
+    assert (stored.embedding, stored.head, stored.rest) == (11, 0, 2)
+
+
+def test_tensors_of_several_files_are_those_of_the_index(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    parts = {"one.safetensors": {"model.embed_tokens.weight": 11}, "two.safetensors": LAYERS}
+    for name, sizes in parts.items():
+        write_tensors(folder / name, sizes)
+    # A copy in another form, which the index does not name.
+    write_tensors(folder / "consolidated.safetensors", LAYERS)
+    names = {tensor: name for name, sizes in parts.items() for tensor in sizes}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    stored = found("./m", tmp_path).shape.stored
+    assert stored is not None
+    assert sum(stored.layers) == 210
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"w" * 100,
+        (2**40).to_bytes(8, "little"),
+        (2).to_bytes(8, "little") + b"[]",
+        (2).to_bytes(8, "little") + b"{}",
+        (9).to_bytes(8, "little") + b'{"a": {}}',
+        (24).to_bytes(8, "little") + b'{"a":{"data_offsets":0}}',
+    ],
+)
+def test_a_file_that_holds_no_tensors_leaves_sizes_to_the_config(
+    tmp_path: Path, content: bytes
+) -> None:
+    folder = checkpoint(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(content)
+    assert found("./m", tmp_path).shape.stored is None
+
+
+@pytest.mark.parametrize("index", [b"", b"[]", b'{"weight_map": 1}', b'{"weight_map": {"a": 1}}'])
+def test_an_index_that_names_no_files_leaves_sizes_to_the_config(
+    tmp_path: Path, index: bytes
+) -> None:
+    folder = checkpoint(tmp_path / "m")
+    (folder / "model.safetensors.index.json").write_bytes(index)
+    assert found("./m", tmp_path).shape.stored is None

@@ -138,6 +138,55 @@ def test_of_a_nemotron_h_only_the_attention_layers_have_a_cache_and_nothing_is_c
     assert shape.parameters is None
 
 
+def searched(*blocks: dict[str, Any]) -> dict[str, Any]:
+    """A Nemotron as its search left it: nulls where layers differ."""
+    return {
+        "model_type": "nemotron-nas",
+        "architectures": ["DeciLMForCausalLM"],
+        "hidden_size": 8192,
+        "num_attention_heads": 64,
+        "vocab_size": 128256,
+        "num_key_value_heads": None,
+        "intermediate_size": None,
+        "num_hidden_layers": len(blocks),
+        "block_configs": list(blocks),
+    }
+
+
+def test_a_nemotron_whose_layers_differ_has_those_of_the_widest_and_is_not_counted() -> None:
+    grouped = {"n_heads_in_group": 8, "no_op": False, "replace_with_linear": False}
+    none = {"n_heads_in_group": None, "no_op": True, "replace_with_linear": False}
+    shape = shape_from_config(
+        "nas",
+        searched(
+            {"attention": grouped, "ffn": {"ffn_mult": 5.25, "no_op": False}},
+            {"attention": none, "ffn": {"ffn_mult": 1.3125, "no_op": False}},
+            {"attention": grouped, "ffn": {"ffn_mult": None, "no_op": True}},
+        ),
+    )
+    assert (shape.heads, shape.kv_heads, shape.intermediate_size) == (64, 8, 28672)
+    assert (shape.layers, shape.attention_layers, shape.full_attention_layers) == (3, 2, 2)
+    assert shape.parameters is None
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {},
+        {"attention": {"n_heads_in_group": 8}},
+        {"attention": 1, "ffn": 2},
+        {"attention": {"n_heads_in_group": "8"}, "ffn": {"ffn_mult": 1.0}},
+        {"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": "much"}},
+        {"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": float("nan")}},
+        {"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": float("inf")}},
+    ],
+)
+def test_blocks_that_tell_no_widths_are_refused(block: dict[str, Any]) -> None:
+    with pytest.raises(SpecError) as caught:
+        shape_from_config("nas", searched(block))
+    assert {problem.code for problem in caught.value.problems} == {"model.config"}
+
+
 def test_a_nemotron_h_with_experts_places_them_by_its_pattern() -> None:
     shape = tiny(
         model_type="nemotron_h",

@@ -148,6 +148,40 @@ def test_the_layers_of_the_stages_are_counted_where_they_stand() -> None:
     assert found == ("engine.options", "job.yaml:7:32")
 
 
+SIZED = GPU.replace("per_node: 8", "memory: 80GB, per_node: 8")
+
+
+@pytest.mark.parametrize("engine", ["tensorrt-llm", "vllm"])
+def test_a_model_that_the_gpus_do_not_hold_is_refused_where_it_is_cut(engine: str) -> None:
+    shape = BUILTIN["llama-3.1-70b"]
+    given: dict[str, Any] = {"shape": shape, "engine": engine}
+    job = "parallelism: {tp: 1}\n"
+    assert only(job, SITE + SIZED, **given) == ("plan.gpu-memory", "job.yaml:6:14")
+    assert resolved("parallelism: {tp: 4}\n", SITE + SIZED, **given).warnings == ()
+    # A partition that does not tell, and an engine that is not counted.
+    assert resolved(job, SITE + GPU, **given).warnings == ()
+    assert resolved(job, SITE + SIZED, shape=shape, engine="transformers").warnings == ()
+
+
+def test_a_model_that_the_gpus_may_hold_is_planned_with_a_warning() -> None:
+    shape = BUILTIN["llama-3.1-70b"]
+    (warning,) = resolved("parallelism: {tp: 2}\n", SITE + SIZED, shape=shape).warnings
+    assert (warning.code, str(warning.where)) == ("plan.gpu-memory", "job.yaml:6:14")
+
+
+def test_a_cut_that_is_no_cut_is_not_counted() -> None:
+    shape = BUILTIN["llama-3.1-70b"]
+    found = errors("parallelism: {tp: 1, ep: 2}\n", SITE + SIZED, shape=shape)
+    assert {problem.code for problem in found} == {"plan.ep-tp", "plan.ep-dense"}
+
+
+def test_stages_that_the_job_spreads_are_counted_so() -> None:
+    shape = BUILTIN["llama-3.1-70b"]
+    job = "parallelism: {tp: 1, pp: 4}\nenv: {VLLM_PP_LAYER_PARTITION: '50,10,10,10'}\n"
+    found = only(job, SITE + SIZED, shape=shape, engine="vllm")
+    assert found == ("plan.gpu-memory", "job.yaml:6:14")
+
+
 @pytest.mark.parametrize("engine", ["tensorrt-llm", "vllm"])
 def test_an_engine_for_gpus_needs_a_partition_with_them(engine: str) -> None:
     assert only(site=SITE + CPU, engine=engine) == ("plan.no-gpus", "job.yaml:3:9")

@@ -13,12 +13,7 @@ from launcher.errors import Problem
 from launcher.models.catalogue import BUILTIN
 from launcher.models.quantisation import Quantisation
 from launcher.models.shapes import ModelShape
-from launcher.plan.trtllm_checks import (
-    check_memory,
-    check_model,
-    compute_capability,
-    without_heads,
-)
+from launcher.plan.trtllm_checks import check_model, compute_capability, without_heads
 from launcher.plan.types import Cut
 
 LLAMA = BUILTIN["llama-3.1-8b"]
@@ -45,33 +40,6 @@ def quantised(method: str, algorithm: str = "", *, block: int | None = None) -> 
 
 def test_the_examples_of_the_module_hold() -> None:
     assert doctest.testmod(launcher.plan.trtllm_checks).failed == 0
-
-
-# --- memory
-
-
-def test_weights_that_no_cache_would_have_room_beside_are_refused_with_how_many_ranks() -> None:
-    llama = BUILTIN["llama-3.1-70b"]
-    (problem,) = check_memory(llama, Cut(), 80 * 10**9)
-    assert (problem.code, problem.severity) == ("plan.gpu-memory", "error")
-    assert "131.4 GiB of weights" in problem.message
-    assert "to 2 ranks or more" in str(problem.hint)
-    assert list(check_memory(llama, Cut(tp=2), 80 * 10**9)) == []
-    assert list(check_memory(llama, Cut(pp=2), 80 * 10**9)) == []
-
-
-def test_quantised_weights_are_counted_by_their_bits() -> None:
-    eight = BUILTIN["llama-3.1-405b-fp8"]
-    assert list(check_memory(eight, Cut(tp=8), 64 * 10**9)) == []
-    assert list(check_memory(replace(eight, quantisation=None), Cut(tp=8), 64 * 10**9)) != []
-
-
-def test_of_what_is_not_known_no_memory_is_counted() -> None:
-    assert list(check_memory(None, Cut(), 1)) == []
-    assert list(check_memory(LLAMA, Cut(), None)) == []
-    assert list(check_memory(replace(LLAMA, small_tensors=None), Cut(), 1)) == []
-    unknown = Quantisation(method="unknown", bits=None)
-    assert list(check_memory(replace(LLAMA, quantisation=unknown), Cut(), 1)) == []
 
 
 # --- architectures

@@ -31,9 +31,10 @@ from launcher.models.quantisation import Quantisation  # noqa: E402
 from launcher.models.shapes import ModelShape, shape_from_config  # noqa: E402
 from launcher.plan.collectives import Links  # noqa: E402
 from launcher.plan.constants import Gpu, find_gpu  # noqa: E402
-from launcher.plan.cost import Cost, Machine, Serving, Workload, cost  # noqa: E402
+from launcher.plan.cost import Cost, Serving, Workload, cost  # noqa: E402
+from launcher.plan.machine import Machine  # noqa: E402
 from launcher.plan.types import Cut  # noqa: E402
-from launcher.plan.work import kv_elements, matrices, stored_bytes  # noqa: E402
+from launcher.plan.work import matrices, stored_bytes  # noqa: E402
 
 RUNS = Path(__file__).with_name("planner_runs.json")
 MIB = 2**20
@@ -48,6 +49,7 @@ FORMATS = {
 }
 # Of NVIDIA's newer tables; of the older ones nothing.
 FIT = {"1000/1000", "8192/1024", "1024/8192"}
+NEAR, FEW_WAVES = 1.3, 8
 CUT = re.compile(r"(dep|tp|ep|pp)(\d+)")
 
 
@@ -56,14 +58,26 @@ class Case:
     """One measured run and what is predicted of it."""
 
     group: str
-    name: str
+    model: str
+    gpu: str
+    cut: str
+    lengths: str
     fit: bool
     measured: float
     found: Cost
 
     @property
+    def name(self) -> str:
+        return f"{self.model} {self.gpu} {self.cut} {self.lengths}"
+
+    @property
     def ratio(self) -> float:
         return self.found.tokens_s / self.measured
+
+    @property
+    def in_range(self) -> bool:
+        least, most = self.found.tokens_s_range
+        return least <= self.measured <= most
 
 
 def read_cases() -> Iterator[Case]:
@@ -79,10 +93,14 @@ def _rows(tables: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             for lengths, rate in zip(table["lengths"], rates, strict=True):
                 if rate is not None:
                     prompt, new = map(int, lengths.split("/"))
-                    yield {
-                        **{key: table[key] for key in ("group", "model", "per_gpu")},
-                        **{"gpu": gpu, "quant": quant, "cut": cut, "engine": "tensorrt-llm"},
-                        **{"prompt": prompt, "new": new, "tokens_s": rate},
+                    yield {key: table[key] for key in ("group", "model", "per_gpu")} | {
+                        "gpu": gpu,
+                        "quant": quant,
+                        "cut": cut,
+                        "engine": "tensorrt-llm",
+                        "prompt": prompt,
+                        "new": new,
+                        "tokens_s": rate,
                         "fit": "1.2" in table["group"] and lengths in FIT,
                         "requests": lengths,
                     }
@@ -122,17 +140,22 @@ def _case(run: dict[str, Any], data: dict[str, Any]) -> Case:
     )
     machine = Machine(gpu=gpu, links=links)
     found = cost(shape, cut, machine, workload, serving)
-    if rows is not None and rows / found.sequences < 8:
+    if rows is not None and rows / found.sequences < FEW_WAVES:
         # Rows of one length end together, the last wave with fewer of them.
         least = int(rows / math.ceil(rows / found.sequences))
         some = dataclasses.replace(workload, rows=least)
         found = cost(shape, cut, machine, some, serving)
     scale = cut.ranks if run.get("per_gpu") else 1
-    name = f"{run['model']} {run['gpu']} {run['cut']} {run['prompt']:g}/{run['new']:g}"
-    group = run["group"]
-    if gpu.card:
-        group += ", cards"
-    return Case(group, name, bool(run.get("fit")), run["tokens_s"] * scale, found)
+    return Case(
+        group=run["group"] + ", cards" * gpu.card,
+        model=run["model"],
+        gpu=run["gpu"],
+        cut=run["cut"],
+        lengths=f"{run['prompt']:.0f}/{run['new']:.0f}",
+        fit=bool(run.get("fit")),
+        measured=run["tokens_s"] * scale,
+        found=found,
+    )
 
 
 def _fp8_cache(shape: ModelShape, gpu: Gpu, run: dict[str, Any]) -> bool:
@@ -158,7 +181,7 @@ def _kv_tokens(
     kv_bytes: float,
     engine: str,
 ) -> float:
-    """Tokens of all ranks together."""
+    """Tokens that the cache of a rank holds, windows or not: they free nothing unless asked to."""
     model = matrices(shape)
     split = 1 if attention_dp else cut.tp
     weights = (
@@ -171,17 +194,49 @@ def _kv_tokens(
     held = workload.prompt_tokens + workload.new_tokens
     parts = cut.tp if shape.latent_attention is None else 1
     parts = 1 if attention_dp else min(parts, shape.kv_heads)
-    each = kv_elements(shape, held) * kv_bytes / parts / cut.pp
-    return free / each * held * (cut.tp if attention_dp else 1)
+    each = shape.kv_elements_per_token * held * kv_bytes / parts / cut.pp
+    return free / each * held
 
 
 def summary(cases: Sequence[Case]) -> str:
     ratios = [case.ratio for case in cases]
     worst = max(cases, key=lambda case: abs(math.log(case.ratio)))
-    within = sum(1 / 1.3 <= ratio <= 1.3 for ratio in ratios) / len(ratios)
+    within = sum(1 / NEAR <= ratio <= NEAR for ratio in ratios) / len(ratios)
+    in_range = sum(case.in_range for case in cases) / len(cases)
     return (
-        f"{len(cases):4} {statistics.median(ratios):6.2f} {within:7.0%} {worst.ratio:6.2f}"
-        f"  {worst.name}"
+        f"{len(cases)} | {statistics.median(ratios):.2f} | {within:.0%} | {in_range:.0%} | "
+        f"{worst.ratio:.2f}: {worst.name}"
+    )
+
+
+def table(cases: Sequence[Case]) -> Iterator[str]:
+    """Lines of Markdown, one for each group and for whether constants were chosen on it."""
+    yield "| group | constants | runs | median | within 30 % | in the range | worst |"
+    yield "|---|---|---|---|---|---|---|"
+    for group in dict.fromkeys(case.group for case in cases):
+        for fit in (True, False):
+            part = [case for case in cases if case.group == group and case.fit == fit]
+            if part:
+                yield f"| {group} | {'chosen' if fit else 'tested'} | {summary(part)} |"
+
+
+def choices(cases: Sequence[Case]) -> str:
+    """How well the fastest cut of a GPU is found where several were measured."""
+    alike: dict[tuple[str, ...], list[Case]] = {}
+    for case in cases:
+        alike.setdefault((case.group, case.model, case.gpu, case.lengths), []).append(case)
+    lost = []
+    for some in alike.values():
+        if len({case.cut for case in some}) > 1:
+            chosen = max(some, key=lambda case: case.found.tokens_s_gpu)
+            best = max(case.measured / case.found.gpus for case in some)
+            lost.append(1 - chosen.measured / chosen.found.gpus / best)
+    if not lost:
+        return "No choices between cuts."
+    right = sum(part == 0 for part in lost)
+    return (
+        f"The fastest of several cuts was found in {right} of {len(lost)} cases; "
+        f"lost by the choice: {statistics.mean(lost):.1%} on average, {max(lost):.0%} at worst."
     )
 
 
@@ -200,12 +255,7 @@ def main() -> None:
                 f"{found.batch_limit}, {found.step_s * 1e3:.1f} ms: "
                 + ", ".join(f"{k} {v * 1e3:.1f}" for k, v in found.parts.items() if v > 0)
             )
-    print("group, which part: runs, median of predicted/measured, within 30 %, worst")
-    for group in dict.fromkeys(case.group for case in cases):
-        for fit in (True, False):
-            part = [case for case in cases if case.group == group and case.fit == fit]
-            if part:
-                print(f"{group:26} {'chosen on' if fit else 'tested on'} {summary(part)}")
+    print(*table(cases), choices(cases), sep="\n")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ _AMPERE: Mapping[int, _Table] = {
 # CSCS documentation, "NCCL" on Alps: 2 nodes of 4 GH200 with 4 ports of 25 GB/s each
 _NODES_SIZES = (8, _KIB, 64 * _KIB, _MIB, 16 * _MIB, 128 * _MIB)
 _NODES: _Table = (17.9, 20.4, 61, 164, 462, 1916)
-_NODES_BYTES_S, _NODES_COUNT, _NODES_GPUS = 100e9, 2, 8
+_NODES_BYTES_S, _NODES_GPUS = 100e9, 8
 _NVLINK3_BYTES_S, _NVLINK4_BYTES_S = 300e9, 450e9
 _US = 1e-6
 
@@ -67,24 +67,33 @@ def all_reduce_s(links: Links, ranks: int, payload: float) -> float:
     """Seconds of an all-reduce of ``payload`` bytes over ``ranks`` neighbours.
 
     Latency is that of the table's least payload. What the table has above it is scaled by the
-    rate of the link, and by ``2 (n - 1) / n`` to numbers of GPUs that were not measured.
+    rate of the link, and by ``2 (n - 1) / n`` to numbers of GPUs that were not measured. Over
+    PCIe a ring is as fast as the slots are, and over nodes never faster than inside one.
+
+    Raises
+    ------
+    ValueError
+        They are on several nodes, and it is not known what joins these.
     """
     if ranks <= 1:
         return 0.0
-    if ranks > links.per_node:
-        return _between_nodes(links, ranks, payload)
-    if not links.nvlink:
-        latency = _AMPERE[min(n for n in (2, 4, 8, ranks) if n >= ranks)][0] if ranks <= 8 else 30
-        return latency * _US + _wire(ranks) * payload / (links.gpu_bytes_s * PCIE_SHARE)
+    inside = _inside(links, ranks, payload)
+    return inside if ranks <= links.per_node else max(inside, _between(links, ranks, payload))
+
+
+def _inside(links: Links, ranks: int, payload: float) -> float:
     fast = links.nvlink and links.gpu_bytes_s >= _NVLINK4_BYTES_S
-    tables, rate = (_HOPPER, _NVLINK4_BYTES_S) if fast else (_AMPERE, _NVLINK3_BYTES_S)
-    near = min((n for n in tables if n >= ranks), default=max(tables))
-    latency = tables[near][0] * max(1.0, math.log2(ranks) / math.log2(near))
-    rest = (_read(_SIZES, tables[near], payload) - tables[near][0]) * rate / links.gpu_bytes_s
-    return (latency + rest * _wire(ranks) / _wire(near)) * _US
+    table = _HOPPER if fast else _AMPERE
+    near = min((n for n in table if n >= ranks), default=max(table))
+    latency = table[near][0] * max(1.0, math.log2(ranks) / math.log2(near)) * _US
+    if not links.nvlink:
+        return latency + _wire(ranks) * payload / (links.gpu_bytes_s * PCIE_SHARE)
+    rest = (_read(_SIZES, table[near], payload) - table[near][0]) * _US
+    scale = (_NVLINK4_BYTES_S if fast else _NVLINK3_BYTES_S) / links.gpu_bytes_s
+    return latency + rest * scale * _wire(ranks) / _wire(near)
 
 
-def _between_nodes(links: Links, ranks: int, payload: float) -> float:
+def _between(links: Links, ranks: int, payload: float) -> float:
     if links.node_bytes_s is None:
         raise ValueError("an all-reduce over nodes whose network is not known")
     nodes = math.ceil(ranks / links.per_node)
@@ -120,4 +129,4 @@ def _read(sizes: Sequence[int], table: _Table, payload: float) -> float:
     above = bisect_left(sizes, payload)
     low, high = sizes[above - 1], sizes[above]
     share = math.log(payload / low) / math.log(high / low)
-    return table[above - 1] * (table[above] / table[above - 1]) ** share
+    return table[above - 1] * math.pow(table[above] / table[above - 1], share)

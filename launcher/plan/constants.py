@@ -14,7 +14,9 @@ from typing import Literal
 __all__ = [
     "ACTIVATION_PASSES",
     "CARD_FP4_SHARE",
+    "CPU_ERROR",
     "ENGINE_PACE",
+    "EP_UNEVENNESS",
     "EXPERTS_SHARE",
     "FABRIC_SHARE",
     "GPUS",
@@ -22,13 +24,14 @@ __all__ = [
     "HOP_S",
     "MATH_SHARE",
     "MODEL_ERROR",
+    "NVLINK_BYTES_S",
     "PCIE_SHARE",
     "PIPELINE_EVENNESS",
+    "ROUTING_PASSES",
+    "WIDENED_SHARE",
     "Gpu",
     "Pace",
     "Precision",
-    "ROUTING_PASSES",
-    "WIDENED_SHARE",
     "find_gpu",
 ]
 
@@ -92,6 +95,9 @@ def _gpu(  # noqa: PLR0913, PLR0917 - a row of the table below
 
 # Bytes a second of PCIe x16, one direction, by generation (PCI-SIG, after 128b/130b encoding).
 _PCIE3, _PCIE4, _PCIE5, _PCIE6 = 15.75, 31.5, 63.0, 121.0
+NVLINK_BYTES_S = {"nvlink2": 25e9, "nvlink3": 25e9, "nvlink4": 25e9, "nvlink5": 50e9}
+"""One direction of one link (NVIDIA's white papers of Volta, Ampere, Hopper and Blackwell)."""
+
 # family, memory GB, HBM GB/s, TFLOP/s in BF16, FP8, FP4, NVLink GB/s a direction, PCIe GB/s
 GPUS: tuple[Gpu, ...] = (
     # NVIDIA V100 data sheet, January 2020; T4 data sheet, 2019
@@ -178,41 +184,46 @@ HBM_SHARE = 0.8
 
 aiconfigurator, systems/h100_sxm.yaml and its kin: ``mem_bw_empirical_scaling_factor: 0.8``."""
 
-MATH_SHARE: Mapping[Precision, float] = {"bf16": 0.65, "fp8": 0.65, "fp4": 0.4}
-"""Share of the matrix rate that a layer reaches with thousands of tokens in a step, with all that
-is neither a matrix product nor attention (norms, activations, quantising, sampling)."""
+# From here on down to MODEL_ERROR: fitted, if no source stands there; on which runs and how well
+# the rest is met is in docs/reference/cost-model.md.
+MATH_SHARE: Mapping[Precision, float] = {"bf16": 0.62, "fp8": 0.62, "fp4": 0.46}
+"""Share of the matrix rate that products with thousands of tokens reach."""
 
-EXPERTS_SHARE = 0.7
-"""Of `MATH_SHARE`, in products with experts: each gets a part of the tokens, and not the same."""
+CARD_FP4_SHARE = 0.75
+"""`MATH_SHARE` of FP4 on cards, whose units are slower for the same memory and power."""
 
-WIDENED_SHARE = 0.5
+EXPERTS_SHARE = 0.5
+"""Of `MATH_SHARE`, in products with experts: each gets a part of the tokens."""
+
+WIDENED_SHARE = 0.6
 """Of `MATH_SHARE`, where weights of four or eight bits are widened in the kernel."""
 
-CARD_FP4_SHARE = 0.6
-"""As `MATH_SHARE` for FP4 on cards, whose rate is less for the same memory."""
+EP_UNEVENNESS = 0.28
+"""How much longer the fullest rank takes with its experts, for each doubling of the ranks."""
 
-ACTIVATION_PASSES = 35.0
-"""How often a token's hidden state goes over the memory in a layer: norms, residuals,
-activations, quantising, positions."""
+ACTIVATION_PASSES = 30.0
+"""How often a token's hidden state goes over the memory in a layer: norms, residuals, activations,
+positions, quantising."""
 
-PCIE_SHARE = 0.76
-"""Share of a slot's rate that messages within a node reach (NCCL, ``topo.h``: 12 GB/s of PCIe 3)."""
+ROUTING_PASSES = 12.0
+"""The same for each expert that a token is handed to: gathered, quantised, scattered, summed."""
 
-ROUTING_PASSES = 40.0
-"""How often what a token hands to one of its experts goes over the memory: gathered, quantised,
-scattered; the wait for the fullest rank is in it."""
-
-PIPELINE_EVENNESS = 0.85
+PIPELINE_EVENNESS = 0.95
 """Share of the time in which a stage works although micro-batches are not of one length."""
 
+PCIE_SHARE = 0.6
+"""Share of a slot's rate that messages between GPUs of a node reach. Two GPUs of one PCIe switch
+would reach 0.76 (NCCL, ``src/graph/topo.h``: 12 GB/s of PCIe 3)."""
+
 FABRIC_SHARE = 0.8
-"""Share of the ports' rate that messages between nodes reach."""
+"""Share of the rate of links and ports that messages between stages reach: an assumption."""
 
 HOP_S = 10e-6
 """Latency of one send from a stage to the next (aiconfigurator: ``p2p_latency: 0.00001``)."""
 
-MODEL_ERROR = 1.5
-"""Factor by which the whole estimate may be off either way."""
+MODEL_ERROR, CPU_ERROR = 1.5, 2.0
+"""Factor by which the estimate may be off either way; and where GPUs wait for CPUs, of whose
+speed nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +250,7 @@ class Pace:
 
 ENGINE_PACE: Mapping[str, Pace] = {
     "vllm": Pace(step_s=1.0e-3, sequence_s=20e-6),
-    "tensorrt-llm": Pace(step_s=1.0e-3, sequence_s=15e-6, reserves=True, batch_per_stage=True),
+    "tensorrt-llm": Pace(step_s=4.0e-3, sequence_s=20e-6, reserves=True, batch_per_stage=True),
 }
 """By engine. TensorRT-LLM: ``GUARANTEED_NO_EVICT`` is the default of
 ``capacity_scheduler_policy`` (llmapi/llm_args.py), ``max_num_sequences = max_batch_size *

@@ -1,24 +1,27 @@
 """What a cut costs: seconds of a step, tokens a second of a replica, and what limits them.
 
 A replica answers many rows by in-flight batching. In its steady state a step takes ``d``
-sequences one token further and reads the prompts of those that come in their place, ``d * prompt
-/ new`` tokens. The step's time is a roofline: each group of matrices takes what reading its
-weights or what computing with them takes, whichever is longer; attention to the cache likewise;
-messages between GPUs come on top. Formulas, sources and accuracy: docs/reference/cost-model.md.
+sequences one token further and, on average, reads the prompts of the ``d / new`` that come in
+their place. The step's time is a roofline: each group of matrices takes what reading its weights
+or what computing with them takes, whichever is longer; attention to the cache likewise; messages
+between GPUs come on top. Formulas, sources and accuracy: docs/reference/cost-model.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from launcher.models.shapes import ModelShape
-from launcher.plan.collectives import Links, all_reduce_s, hop_s
+from launcher.plan.collectives import all_reduce_s, hop_s
 from launcher.plan.constants import (
     ACTIVATION_PASSES,
     CARD_FP4_SHARE,
+    CPU_ERROR,
     ENGINE_PACE,
+    EP_UNEVENNESS,
     EXPERTS_SHARE,
     HBM_SHARE,
     MATH_SHARE,
@@ -26,9 +29,9 @@ from launcher.plan.constants import (
     PIPELINE_EVENNESS,
     ROUTING_PASSES,
     WIDENED_SHARE,
-    Gpu,
     Precision,
 )
+from launcher.plan.machine import Machine
 from launcher.plan.types import Cut
 from launcher.plan.work import (
     Part,
@@ -42,22 +45,16 @@ from launcher.plan.work import (
     touched,
 )
 
-__all__ = ["BatchLimit", "Cost", "Limit", "Machine", "Serving", "Workload", "cost"]
+__all__ = ["BatchLimit", "Cost", "Limit", "Serving", "Workload", "cost"]
 
 Limit = Literal["weights", "math", "kv-cache", "links", "pipeline", "engine"]
 BatchLimit = Literal["kv-cache", "max-batch-size", "max-num-tokens", "rows"]
+_NOTHING: Mapping[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
 _BF16_BYTES = 2
-# What is sent of a token to its experts, and what comes back: FP8 and BF16 (DeepSeek-V3, arXiv
-# 2412.19437, 3.3.2).
-_DISPATCH_BYTES, _COMBINE_BYTES = 1, 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """The GPUs of one replica and what joins them."""
-
-    gpu: Gpu
-    links: Links
+_MORE = 1.01  # by more than rounding
+# What experts get of a token, and what they give back: FP8 and BF16 (DeepSeek-V3, arXiv
+# 2412.19437, 3.3.2; TensorRT-LLM, _torch/modules/fused_moe, quantises before it sends).
+_GIVEN_BYTES, _BACK_BYTES = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +74,11 @@ class Workload:
         Factor by which the mean of the new tokens may be off either way.
     rows
         How many there are; None for more than the replica takes at once.
+
+    Raises
+    ------
+    ValueError
+        Less than one token of either kind, or a factor below 1.
     """
 
     prompt_tokens: float
@@ -85,6 +87,10 @@ class Workload:
     spread: float = 0.0
     doubt: float = 1.0
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.prompt_tokens, self.new_tokens, self.doubt) < 1:
+            raise ValueError(f"prompts, answers and doubt are at least 1: {self}")
 
     @property
     def new_in_flight(self) -> float:
@@ -99,8 +105,9 @@ class Serving:
     Attributes
     ----------
     kv_tokens
-        Tokens that the KV cache of a replica holds; with attention data parallelism of all its
-        ranks together.
+        Tokens that the KV cache holds, of one rank where each attends for its own sequences. Where
+        layers with a window free what they no longer see, it holds more of them the longer a
+        sequence is: tokens of sequences of the workload's lengths.
     kv_element_bytes
         2 for BF16, 1 for FP8.
     max_batch_size, max_num_tokens
@@ -190,11 +197,15 @@ def cost(
     step_s, parts = model.step(batch, batch / workload.new_tokens)
     decode_s, _ = model.step(batch, 0.0)
     tokens_s = batch / step_s
-    few, many = (workload.new_tokens * by for by in (1 / workload.doubt, workload.doubt))
+    waits = parts["engine"] > _MORE * model.pace.step_s
+    error = CPU_ERROR if waits else MODEL_ERROR
     return Cost(
         tokens_s=tokens_s,
-        tokens_s_range=(tokens_s / MODEL_ERROR, tokens_s * MODEL_ERROR),
-        new_tokens_range=(few, many),
+        tokens_s_range=(tokens_s / error, tokens_s * error),
+        new_tokens_range=(
+            workload.new_tokens / workload.doubt,
+            workload.new_tokens * workload.doubt,
+        ),
         gpus=cut.ranks,
         sequences=sequences,
         batch_limit=batch_limit,
@@ -219,7 +230,7 @@ def _in_flight(cut: Cut, workload: Workload, serving: Serving) -> tuple[float, B
     batches = copies * (cut.pp if pace.batch_per_stage else 1)
     tokens_each = 1 + workload.prompt_tokens / workload.new_tokens
     limits: dict[BatchLimit, float] = {
-        "kv-cache": serving.kv_tokens / held,
+        "kv-cache": serving.kv_tokens * copies / held,
         "max-batch-size": serving.max_batch_size * batches,
         "max-num-tokens": serving.max_num_tokens * copies * cut.pp / tokens_each,
     }
@@ -268,6 +279,7 @@ class _Model:
         tokens = batch + chunk
         begun = chunk / self.workload.prompt_tokens
         body, head = self._body(batch, begun, tokens), self._head(batch + begun)
+        # Layers that are left over go to other stages than the last, which has the head.
         fullest, last = -(-layers // stages) / layers, layers // stages / layers
         total = sum(body.values())
         ends = last * total + sum(head.values()) >= fullest * total
@@ -293,7 +305,7 @@ class _Model:
 
     def _body(self, batch: float, prompts: float, tokens: float) -> dict[Limit, float]:
         """Of all layers, as if one stage had them."""
-        found: dict[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
+        found: dict[Limit, float] = dict(_NOTHING)
         weights, tp = self.weights, self.cut.tp
         # With attention data parallelism all but the experts is there in whole on each rank.
         split = 1 if self.serving.attention_dp else tp
@@ -313,7 +325,7 @@ class _Model:
         return found
 
     def _head(self, sequences: float) -> dict[Limit, float]:
-        found: dict[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
+        found: dict[Limit, float] = dict(_NOTHING)
         each = self.weights.head / self.cut.tp
         self._add(found, "head", each, each * sequences)
         return found
@@ -325,10 +337,14 @@ class _Model:
         computing = 2 * products / self._flops(precision)
         if precision == "bf16" and is_quantised(self.shape, part):
             computing /= WIDENED_SHARE
+        uneven = 1.0
         if part == "experts":
             computing /= EXPERTS_SHARE
-        bound: Limit = "weights" if reading > computing else "math"
-        found[bound] += max(reading, computing)
+            uneven += EP_UNEVENNESS * math.log2(self.cut.ep)
+        if reading > computing:
+            found["weights"] += reading * uneven
+        else:
+            found["math"] += computing * uneven
 
     def _flops(self, precision: Precision) -> float:
         gpu = self.machine.gpu
@@ -336,7 +352,7 @@ class _Model:
         return gpu.flops[precision] * share
 
     def _passes_s(self, tokens: float) -> float:
-        """Of all that is neither a matrix product nor attention: it goes over the memory."""
+        """Of what is neither a matrix product nor attention: the memory's speed decides."""
         shape, moe = self.shape, self.shape.experts
         passes = ACTIVATION_PASSES * shape.layers
         if moe is not None:
@@ -352,12 +368,15 @@ class _Model:
         elements = batch * kv_elements(shape, self.context) * copies / tp
         flops = batch * decode_attention_flops(shape, self.context) / tp
         reading = elements * self.serving.kv_element_bytes / self.bytes_s
-        return reading + flops / self._flops("bf16")
+        return max(reading, flops / self._flops("bf16"))
 
     def _messages_s(self, tokens: float) -> float:
-        """Between the ranks of a stage: two all-reduces a layer, or two exchanges.
+        """Between the ranks of a stage.
 
-        Megatron-LM, arXiv 1909.08053, section 3: after attention and after the MLP.
+        Two all-reduces a layer, after attention and after the MLP (Megatron-LM, arXiv 1909.08053,
+        section 3). With attention data parallelism an all-gather before the experts and a
+        reduce-scatter behind them instead, which is what both engines do unless told otherwise
+        (vLLM, ``all2all_backend``; TensorRT-LLM, ``select_alltoall_method_type``).
         """
         shape, links, tp = self.shape, self.machine.links, self.cut.tp
         payload = tokens * shape.hidden_size
@@ -366,10 +385,10 @@ class _Model:
         if shape.experts is None:
             return 0.0
         # An all-gather or a reduce-scatter is half of an all-reduce.
-        there, back = (
-            all_reduce_s(links, tp, payload * size) / 2 for size in (_DISPATCH_BYTES, _COMBINE_BYTES)
+        moved = sum(
+            all_reduce_s(links, tp, payload * size) / 2 for size in (_GIVEN_BYTES, _BACK_BYTES)
         )
-        return len(shape.experts.layers) * (there + back)
+        return len(shape.experts.layers) * moved
 
     def _hop(self, tokens: float) -> float:
         payload = tokens * self.shape.hidden_size * _BF16_BYTES

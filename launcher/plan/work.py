@@ -1,11 +1,12 @@
 """What a model reads and computes for a token, before it is cut.
 
-Norms, biases and activations are left out: they are within what
-`launcher.plan.constants.MATH_SHARE` leaves unused.
+Norms, biases and activations are not among it: `launcher.plan.constants.ACTIVATION_PASSES` stands
+for them.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,14 +79,15 @@ def _attention(shape: ModelShape) -> int:
     query = hidden * queries if rank is None else rank * (hidden + queries)
     values = heads * latent.value_head_dim
     key_value = latent.kv_lora_rank * (heads * latent.nope_head_dim + values)
-    return query + hidden * (latent.kv_lora_rank + latent.rope_head_dim) + key_value + values * hidden
+    compressed = hidden * (latent.kv_lora_rank + latent.rope_head_dim)
+    return query + compressed + key_value + values * hidden
 
 
 def touched(model: Matrices, tokens: float) -> float:
     """How many of a layer's experts ``tokens`` reach, if each takes its own at random."""
     if not model.experts:
         return 0.0
-    return model.experts * (1 - (1 - model.per_token / model.experts) ** tokens)
+    return model.experts * (1 - math.pow(1 - model.per_token / model.experts, tokens))
 
 
 def stored_bytes(shape: ModelShape, part: Part) -> float:
@@ -160,7 +162,5 @@ def prefill_attention_flops(shape: ModelShape, prompt: float) -> float:
     width = 2 * shape.head_dim
     if (latent := shape.latent_attention) is not None:
         width = shape.head_dim + latent.value_head_dim
-    pairs = sum(
-        layers * seen * (prompt - seen / 2) for layers, seen in _layers_seen(shape, prompt)
-    )
+    pairs = sum(layers * seen * (prompt - seen / 2) for layers, seen in _layers_seen(shape, prompt))
     return 2 * shape.heads * width * pairs

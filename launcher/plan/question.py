@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from launcher.models.shapes import ModelShape
 from launcher.models.weights import sizes_known
-from launcher.plan.checks import nvlink_domain
-from launcher.plan.constants import find_gpu
 from launcher.plan.cost import Workload
-from launcher.plan.engine_memory import cuda_bytes
 from launcher.plan.layout import NodeShape
+from launcher.plan.memory_checks import uncounted
 from launcher.plan.resolver import Resolver
 from launcher.plan.search import Question
 from launcher.plan.types import Cut
 from launcher.plan.workload import ANSWER_SHARE
-from launcher.spec.site import Fabric, Partition, Qos
+from launcher.spec.site import Partition, Qos
 
 __all__ = ["ask", "unanswerable", "workload"]
 
 # Answers end where they end: neither all alike nor spread as widely as those of a chat.
 _SPREAD = 0.5
-_GBIT = 1e9 / 8
 
 
 def unanswerable(r: Resolver, name: str, partition: Partition) -> tuple[str, str, str] | None:
@@ -34,6 +31,9 @@ def unanswerable(r: Resolver, name: str, partition: Partition) -> tuple[str, str
         message = f"what tensors a {shape.architecture} such as {shape.name} has is not known"
         hint = f"point model at a directory with its .safetensors files, or {stated}"
         return "plan.auto-model", message, hint
+    if options := uncounted(r.job.engine_options):
+        message = f"how much memory is needed under {', '.join(options)} is not known"
+        return "plan.auto-options", message, stated
     if gpus is not None and gpus.memory is None:
         message = f"site {r.site.name} does not state `gpus.memory` of partition {name}"
         return "plan.auto-gpu-memory", message, f"state it in the site file, or {stated}"
@@ -47,34 +47,24 @@ def ask(
     shape, gpus = r.facts.shape, partition.gpus
     assert shape is not None  # noqa: S101 - as promised
     assert gpus is not None  # noqa: S101 - as before
-    assert gpus.memory is not None  # noqa: S101 - as before
+    work = workload(r, shape)
+    longest = r.facts.prompts.p95
+    if shape.max_position_embeddings is not None:
+        longest = max(1, min(longest, round(shape.max_position_embeddings - (work.most_new_tokens or 0))))
     return Question(
         shape=shape,
         engine=r.job.engine,
-        options=_options(r),
+        options=r.job.engine_options,
         env={**r.site.env, **r.job.env},
-        gpu_name=gpus.model,
-        gpu_bytes=cuda_bytes(gpus.model, gpus.memory),
-        gpu=find_gpu(gpus.model, gpus.memory, gpus.link),
+        gpus=gpus,
+        fabric=partition.fabric,
         node=node,
         most_nodes=_most_nodes(r, partition, node, limits),
-        domain=nvlink_domain(gpus.topology, gpus.per_node),
-        nvlink=gpus.link != "pcie" and gpus.topology != "none",
-        node_bytes_s=_node_bytes_s(partition.fabric),
-        workload=workload(r, shape),
-        longest=r.facts.prompts.p95,
+        workload=work,
+        longest=longest,
         allow=r.job.allow,
         cut=cut,
     )
-
-
-def _options(r: Resolver) -> dict[str, object]:
-    """``engine_options``, without layers of stages that no engine would take."""
-    given = dict(r.job.engine_options)
-    layers = given.get("pp_partition")
-    if not isinstance(layers, list) or not all(type(n) is int and n > 0 for n in layers):
-        given.pop("pp_partition", None)
-    return given
 
 
 def workload(r: Resolver, shape: ModelShape | None) -> Workload:
@@ -104,10 +94,3 @@ def _most_nodes(r: Resolver, partition: Partition, node: NodeShape, limits: Qos)
         bounds.append(max(1, limits.max_gpus // held))
     return min((bound for bound in bounds if bound is not None), default=None)
 
-
-def _node_bytes_s(fabric: Fabric | None) -> float | None:
-    """One direction of all ports of a node."""
-    if fabric is None or fabric.rate is None:
-        return None
-    ports = len(fabric.rails) or fabric.nics
-    return None if ports is None else ports * fabric.rate * _GBIT

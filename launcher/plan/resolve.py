@@ -213,7 +213,8 @@ def _check_model(r: Resolver, sizes: Sizes, partition: Partition, node: NodeShap
             found = trtllm_checks.without_heads(found, options)
             for problem, path in trtllm_checks.check_model(r.facts.shape, cut, gpu, options):
                 r.problems.append(_located(problem, r.job_source.at(field_path(*path))))
-        if gpus and all(problem.severity == "warning" for problem in found):
+        stated = r.job.parallelism != "auto"  # else it was chosen because it fits
+        if stated and gpus and all(problem.severity == "warning" for problem in found):
             found += _memory_problems(r, sizes, gpus)
         r.problems += [_located(p, r.job_source.at(field_path("parallelism"))) for p in found]
     if r.facts.chat_template is False and r.job.input.chat:

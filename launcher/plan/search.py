@@ -14,15 +14,15 @@ from typing import Any
 
 from launcher.models.shapes import ModelShape
 from launcher.plan.capabilities import ENGINES
-from launcher.plan.checks import check_cut
-from launcher.plan.collectives import Links
-from launcher.plan.constants import Gpu
-from launcher.plan.cost import Cost, Machine, Serving, Workload, cost
-from launcher.plan.engine_memory import EngineMemory, engine_memory
+from launcher.plan.checks import check_cut, nvlink_domain
+from launcher.plan.cost import Cost, Serving, Workload, cost
+from launcher.plan.engine_memory import EngineMemory, cuda_bytes, engine_memory
 from launcher.plan.layout import NodeShape, span
+from launcher.plan.machine import find_machine
 from launcher.plan.memory import Fit, StageMemory, fit
 from launcher.plan.trtllm_checks import without_heads
 from launcher.plan.types import Cut
+from launcher.spec.site import Fabric, Gpus
 from launcher.units import format_bytes
 
 __all__ = ["TIE", "Candidate", "Question", "Rejected", "Search", "search"]
@@ -48,20 +48,12 @@ class Question:
     ----------
     options, env
         ``engine_options`` of the job, and the engine's environment.
-    gpu_name, gpu_bytes
-        The GPU as the site file has it, and its memory as CUDA reports it.
-    gpu
-        What it can do; None where that is not known.
+    gpus, fabric
+        Of a node of the partition, and between nodes; ``gpus.memory`` is stated.
     node
         What is used of each node.
     most_nodes
         Of one replica; None where nothing bounds them.
-    domain
-        GPUs that NVLink joins, as `launcher.plan.checks.nvlink_domain` has it.
-    nvlink
-        Whether the GPUs of a TP group are joined by it.
-    node_bytes_s
-        One direction of all ports of a node; None where it is not known.
     longest
         Tokens of the longest prompts that are common (the 95th percentile).
     cut
@@ -72,14 +64,10 @@ class Question:
     engine: str
     options: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
-    gpu_name: str
-    gpu_bytes: int
-    gpu: Gpu | None
+    gpus: Gpus
+    fabric: Fabric | None
     node: NodeShape
     most_nodes: int | None
-    domain: int | None
-    nvlink: bool
-    node_bytes_s: float | None
     workload: Workload
     longest: int
     allow: Collection[str] = ()
@@ -214,7 +202,7 @@ def _refusal(question: Question, cut: Cut) -> Rejected | None:
         question.shape,
         cut,
         gpus_per_node=question.node.slots,
-        nvlink_domain=question.domain,
+        nvlink_domain=nvlink_domain(question.gpus.topology, question.gpus.per_node),
         allow=question.allow,
     )
     if question.engine == "tensorrt-llm":
@@ -291,12 +279,13 @@ class _Trial:
 
     def __init__(self, question: Question) -> None:
         self.question = question
+        self.gpu_bytes = cuda_bytes(question.gpus.model, question.gpus.memory or 0)
         self.engine = engine_memory(
             question.engine,
             question.shape,
             question.options,
-            gpu_bytes=question.gpu_bytes,
-            gpu_model=question.gpu_name,
+            gpu_bytes=self.gpu_bytes,
+            gpu_model=question.gpus.model,
             env=question.env,
         )
         self.kept: list[Candidate] = []
@@ -314,12 +303,14 @@ class _Trial:
         own = self._own_sizes({_BATCH: self.engine.sequences, _TOKENS: self.engine.tokens})
         for sizes in (own, *(self._own_sizes(s) for s in _SMALLER if own)):
             engine = self._sized(sizes)
-            found = self._fit(cut, engine)
+            found = self._fit_longest(cut, engine)
             if found.fits:
                 break
         else:
-            self._reject(cut, found, engine)
-            return None
+            if not (found.may_fit and cut == self.question.cut):
+                reason = _shortage(found, engine)
+                self.rejected.append(Rejected(cut=cut, code="plan.gpu-memory", reason=reason))
+                return None
         best = self._candidate(cut, sizes, found)
         while (more := self._larger(best)) is not None:
             best = more
@@ -339,19 +330,15 @@ class _Trial:
             tokens=sizes.get(_TOKENS, self.engine.tokens),
         )
 
-    def _fit(self, cut: Cut, engine: EngineMemory) -> Fit:
-        q = self.question
-        prompt, output = q.longest, q.most_new
-        if q.shape.max_position_embeddings is not None:
-            prompt = max(1, min(prompt, q.shape.max_position_embeddings - output))
-        found = fit(q.shape, cut, engine, q.gpu_bytes, prompt=prompt, output=output)
+    def _fit(self, cut: Cut, engine: EngineMemory, prompt: int, output: int) -> Fit:
+        shape = self.question.shape
+        found = fit(shape, cut, engine, self.gpu_bytes, prompt=prompt, output=output)
         if found is None:
-            raise ValueError(f"the tensors of {q.shape.name} are not known")
+            raise ValueError(f"the tensors of {shape.name} are not known")
         return found
 
-    def _reject(self, cut: Cut, found: Fit, engine: EngineMemory) -> None:
-        reason = _shortage(found, engine)
-        self.rejected.append(Rejected(cut=cut, code="plan.gpu-memory", reason=reason))
+    def _fit_longest(self, cut: Cut, engine: EngineMemory) -> Fit:
+        return self._fit(cut, engine, self.question.longest, self.question.most_new)
 
     def _larger(self, best: Candidate) -> Candidate | None:
         """The same with a larger step, if steps are what limits it and memory allows."""
@@ -359,7 +346,7 @@ class _Trial:
         if name not in best.sizes or best.sizes[name] >= _MOST[name]:
             return None
         sizes = {**best.sizes, name: 2 * best.sizes[name]}
-        found = self._fit(best.cut, self._sized(sizes))
+        found = self._fit_longest(best.cut, self._sized(sizes))
         if not found.fits:
             return None
         more = self._candidate(best.cut, sizes, found)
@@ -382,27 +369,24 @@ class _Trial:
     def _cost(
         self, cut: Cut, engine: EngineMemory, found: Fit, tasks: int
     ) -> tuple[Cost | None, str]:
-        q = self.question
-        if q.gpu is None:
-            return None, f"what GPU {q.gpu_name} can do is not known"
-        if q.options.get("enable_attention_dp"):
-            return None, "attention data parallelism is not in the model of memory"
-        rate = q.gpu.nvlink_bytes_s if q.nvlink else None
-        links = Links(
-            gpu_bytes_s=rate or q.gpu.pcie_bytes_s,
-            nvlink=rate is not None,
-            node_bytes_s=q.node_bytes_s,
-            per_node=tasks,
-        )
+        q, work = self.question, self.question.workload
+        machine = find_machine(q.gpus, q.fabric, cut)
+        if machine is None:
+            return None, f"what GPU {q.gpus.model} can do is not known"
+        machine = replace(machine, links=replace(machine.links, per_node=tasks))
+        if any(stage.kv_in_windows for stage in found.stages):
+            # Of windows it depends on the lengths how many tokens the cache holds.
+            found = self._fit(cut, engine, round(work.prompt_tokens), round(work.new_tokens))
         serving = Serving(
             engine=q.engine,
             kv_tokens=found.kv_tokens,
             kv_element_bytes=engine.kv_bits / 8,
             max_batch_size=engine.sequences,
             max_num_tokens=engine.tokens,
+            attention_dp=engine.attention_dp,
         )
         try:
-            return cost(q.shape, cut, Machine(gpu=q.gpu, links=links), q.workload, serving), ""
+            return cost(q.shape, cut, machine, work, serving), ""
         except ValueError as exc:
             return None, str(exc)
 

@@ -1,11 +1,11 @@
 """How large a replica is and how many there are: as stated, or by arithmetic.
 
-Whatever the job file says, the same proof decides whether it fits.
+A cut that the job file states is computed like any other; `launcher.plan.memory_checks` says what
+is wrong with it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -50,8 +50,8 @@ def choose_sizes(
 ) -> Sizes:
     """Decide cut and replicas.
 
-    Notes ``plan.auto-model``, ``plan.auto-gpu-memory``, ``plan.auto-no-fit`` and
-    ``plan.gpu-memory``; the sizes are then 1.
+    Notes ``plan.auto-model``, ``plan.auto-options``, ``plan.auto-gpu-memory`` and
+    ``plan.auto-no-fit``; the sizes are then 1.
     """
     stated = r.job.parallelism
     cut = Cut(tp=stated.tp, pp=stated.pp, ep=stated.ep) if stated != "auto" else None
@@ -64,7 +64,7 @@ def choose_sizes(
         cut = _proved(r, name, found, cut)
     elif cut is None:
         code, message, hint = reason
-        where = "model" if code == "plan.auto-model" else "parallelism"
+        where = _PLACES.get(code, "parallelism")
         r.error(code, message, where, hint=hint)
         cut = Cut()
     assert cut is not None  # noqa: S101 - each case above decides it, or was told it
@@ -78,6 +78,9 @@ def choose_sizes(
     return Sizes(
         cut=cut, replicas=replicas, search=found, options=dict(chosen.sizes) if chosen else {}
     )
+
+
+_PLACES = {"plan.auto-model": "model", "plan.auto-options": "engine_options"}
 
 
 def _decide_cut(r: Resolver, cut: Cut, why: str) -> None:
@@ -98,23 +101,7 @@ def _proved(r: Resolver, name: str, found: Search, stated: Cut | None) -> Cut:
     if stated is None:
         _nothing_fits(r, name, found)
         return Cut()
-    wrong = found.rejected[0]
-    if wrong.code != "plan.gpu-memory":  # which `check_cut` tells, with a hint
-        return stated
-    message = f"{r.job.model} cut by {cut_words(stated)} {wrong.reason}"
-    if "gpu-memory" in r.job.allow:
-        r.warn("plan.gpu-memory", message, "parallelism")
-    else:
-        r.error("plan.gpu-memory", message, "parallelism", hint=_remedy(found))
-    return stated
-
-
-def _remedy(found: Search) -> str:
-    """What would fit instead."""
-    better = search(dataclasses.replace(found.question, cut=None)).chosen
-    if better is None:
-        return "choose a partition with more memory, or a checkpoint in fewer bits"
-    return f"choose {cut_words(better.cut)}, or leave parallelism out"
+    return stated  # what speaks against it is told with all else that does
 
 
 def _nothing_fits(r: Resolver, name: str, found: Search) -> None:

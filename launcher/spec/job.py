@@ -211,6 +211,4 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     limits: Limits = Limits()
     engine_options: dict[str, Any] = {}
     env: dict[EnvName, str] = {}
-    allow: list[
-        Literal["tp-over-fabric", "mixed-nodes", "unlisted-qos", "tcp-fallback", "gpu-memory"]
-    ] = []
+    allow: list[Literal["tp-over-fabric", "mixed-nodes", "unlisted-qos", "tcp-fallback"]] = []

@@ -28,7 +28,7 @@ _CHANGING = frozenset(
 _SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 
 
-def check_memory(
+def check_memory(  # noqa: PLR0913 - one call, with names
     shape: ModelShape | None,
     cut: Cut,
     engine: str,

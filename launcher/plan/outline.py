@@ -132,9 +132,7 @@ def search_data(found: Search | None) -> dict[str, Any]:
     return {
         "memory": [_stage_data(s) for s in chosen.fit.stages] if chosen else None,
         "candidates": [_candidate_data(c) for c in found.kept],
-        "rejected": [
-            {**_cut_data(r), "code": r.code, "reason": r.reason} for r in found.rejected
-        ],
+        "rejected": [{**_cut_data(r), "code": r.code, "reason": r.reason} for r in found.rejected],
         "rule_of_thumb": {"says": rule.words, "difference": difference(rule, found)},
     }
 

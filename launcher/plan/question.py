@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from launcher.models.shapes import ModelShape
 from launcher.models.weights import sizes_known
+from launcher.plan.candidates import Question
 from launcher.plan.cost import Workload
 from launcher.plan.layout import NodeShape
 from launcher.plan.memory_checks import uncounted
 from launcher.plan.resolver import Resolver
-from launcher.plan.search import Question
 from launcher.plan.types import Cut
 from launcher.plan.workload import ANSWER_SHARE
 from launcher.spec.site import Partition, Qos
@@ -50,7 +50,9 @@ def ask(
     work = workload(r, shape)
     longest = r.facts.prompts.p95
     if shape.max_position_embeddings is not None:
-        longest = max(1, min(longest, round(shape.max_position_embeddings - (work.most_new_tokens or 0))))
+        longest = max(
+            1, min(longest, round(shape.max_position_embeddings - (work.most_new_tokens or 0)))
+        )
     return Question(
         shape=shape,
         engine=r.job.engine,
@@ -93,4 +95,3 @@ def _most_nodes(r: Resolver, partition: Partition, node: NodeShape, limits: Qos)
         held = node.slots if node.unit == "gpu" else node.slots_all
         bounds.append(max(1, limits.max_gpus // held))
     return min((bound for bound in bounds if bound is not None), default=None)
-

@@ -223,12 +223,12 @@ def check_node_memory(r: Resolver, name: str, partition: Partition, layout: Layo
     shape = r.facts.shape
     if partition.gpus or partition.memory is None or shape is None or not sizes_known(shape):
         return
-    each = weight_bytes(shape) // layout.allocation.nodes
-    needed = each * (layout.allocation.replicas if layout.allocation.nodes == 1 else 1)
+    a = layout.allocation
+    needed = weight_bytes(shape) * a.replicas // a.nodes
     if needed > partition.memory:
         message = (
-            f"{layout.allocation.replicas} replica(s) of {r.job.model} have {format_bytes(needed)} "
-            f"of weights on a node, and one of partition {name} gives {format_bytes(partition.memory)}"
+            f"{format_bytes(needed)} of weights would be on a node ({a.replicas} replica(s) of "
+            f"{r.job.model}), and one of partition {name} gives {format_bytes(partition.memory)}"
         )
         hint = "set replicas to fewer, or choose a smaller model or a partition with GPUs"
         r.error("plan.node-memory", message, "model", hint=hint)

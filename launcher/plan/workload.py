@@ -11,7 +11,7 @@ ANSWER_SHARE = 0.5
 knows before a run; half as many and twice as many are both usual."""
 
 _CHARACTERS = 4
-"""Characters of a token, about, in English text (OpenAI, "What are tokens and how to count them?")."""
+"""Of a token, about, in English text (OpenAI, "What are tokens and how to count them?")."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from launcher.models.shapes import ModelShape
 from launcher.models.weights import sizes_known
 from launcher.plan.candidates import Question
+from launcher.plan.capabilities import ENGINES
 from launcher.plan.cost import Workload
 from launcher.plan.layout import NodeShape
 from launcher.plan.memory_checks import uncounted
@@ -53,6 +56,9 @@ def ask(
         longest = max(
             1, min(longest, round(shape.max_position_embeddings - (work.most_new_tokens or 0)))
         )
+    several = ENGINES[r.job.engine].several_ranks is not None
+    if cut is None and several and r.site.launch.with_ == "none":
+        node = replace(node, slots=1)  # nothing here could start more ranks than one
     return Question(
         shape=shape,
         engine=r.job.engine,

@@ -22,6 +22,10 @@ TIE = 0.1
 """Cuts nearer than this to the best are alike. On two H200 the cost model had a pipeline of two 4 %
 ahead of tensor parallelism, and in turns on the same machine it was 6 % behind it."""
 
+_TIGHT = 1 / 8
+"""A KV cache smaller than this part of a GPU is for rows as short as the sample's only: among cuts
+that are alike those with a larger one are taken."""
+
 _OVER_NODES = 0.8
 """What a GPU of a replica over nodes counts for: such a replica waits for all its nodes and is lost
 with any of them. One that fits a node leaves it for a clear gain only."""
@@ -155,7 +159,7 @@ def _ranked(question: Question, kept: list[Candidate]) -> tuple[list[Candidate],
         why = _reason(chosen, likely[0])
     else:
         chosen = min(usual, key=_plainness)
-        why = f"the fewest GPUs that hold it: {chosen.unknown}"
+        why = f"the fewest GPUs that hold it with room for rows: {chosen.unknown}"
     if question.cut is not None:
         why = "stated in the job file"
     ordered = (chosen, *known, *sorted(usual, key=_plainness), *kept)
@@ -197,7 +201,8 @@ def _needless(candidate: Candidate, kept: list[Candidate]) -> bool:
 
 def _plainness(candidate: Candidate) -> tuple[float, ...]:
     """What is taken among cuts that are alike: the least first."""
-    return candidate.gpus, candidate.cut.ranks, candidate.cut.pp, -_worth(candidate)
+    tight = any(stage.kv_bytes < _TIGHT * stage.capacity for stage in candidate.fit.stages)
+    return tight, candidate.gpus, candidate.cut.ranks, candidate.cut.pp, -_worth(candidate)
 
 
 def _reason(chosen: Candidate, best: Candidate) -> str:

@@ -105,7 +105,9 @@ def _proved(r: Resolver, name: str, found: Search, stated: Cut | None) -> Cut:
 
 
 def _nothing_fits(r: Resolver, name: str, found: Search) -> None:
-    nearest = max(found.rejected, key=lambda x: (x.code == "plan.gpu-memory", x.cut.ranks))
+    nearest = max(
+        found.rejected, key=lambda x: (x.code == "plan.gpu-memory", x.cut.ranks, x.cut.tp)
+    )
     message = (
         f"no cut of {r.job.model} fits partition {name}: {cut_words(nearest.cut)} {nearest.reason}"
     )

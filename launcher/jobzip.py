@@ -24,6 +24,7 @@ __all__ = ["IN_JOB", "build_zip"]
 IN_JOB = (
     "__init__.py",
     "errors.py",
+    "nodelist.py",
     "process.py",
     "rundir.py",
     "parsers/__init__.py",

@@ -16,18 +16,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 
 from launcher.errors import PlanError, Problem, RunError
 from launcher.prepare import image_arch, job_and_site
 from launcher.process import ProcessIds
+from launcher.render.quoting import shell_value
+from launcher.render.short_job import short_job
 from launcher.schedulers.base import JobRef, Scheduler
 from launcher.schedulers.registry import scheduler_for
 from launcher.sites import LoadedSite, choose_site
 from launcher.spec.rules import holds_password
 from launcher.spec.site import SiteSpec
 from launcher.turns import held
-from launcher.units import slurm_time
 
 __all__ = ["Pulled", "Wanted", "pull", "pull_by_job", "wanted"]
 
@@ -363,28 +363,15 @@ def pull_by_job(
 
 
 def _script(what: Wanted, partition: str, log: Path, time_s: int, account: str | None) -> str:
-    options = {
-        "--partition": partition,
-        "--account": account,
-        "--nodes": "1",
-        "--ntasks": "1",
-        "--time": slurm_time(time_s),
-        "--no-requeue": "",
-        "--output": str(log).replace("%", "%%"),
-    }
-    rejected = what.site.spec.scheduler.reject
-    given = {o: v for o, v in options.items() if v is not None and o not in rejected}
     words = (sys.executable, "-m", "launcher", "container", "pull", what.image)
     where = ("--out", str(what.out), "--site", what.site.source.path)
-    lines = (
-        "#!/bin/bash",
-        *(
-            f"#SBATCH {option}" + (f"={quote(value)}" if value else "")
-            for option, value in given.items()
-        ),
-        "exec " + " ".join(map(quote, (*words, *where))),
+    return short_job(
+        {"--partition": partition, "--account": account},
+        ["exec " + " ".join(map(shell_value, (*words, *where)))],
+        log=log,
+        time_s=time_s,
+        reject=what.site.spec.scheduler.reject,
     )
-    return "\n".join(lines) + "\n"
 
 
 def _follow(scheduler: Scheduler, job: JobRef, log: Path, out: Path, relay: Relay) -> bytes:

@@ -332,6 +332,10 @@ class RunDir:
         """What the first rank of a step found of all ranks before it started the engine."""
         return self.path / "control" / f"{job}.{restart}.s{replica}.preflight"
 
+    def links_path(self, job: str, restart: int, replica: int) -> Path:
+        """How fast the links between the ranks of a step were before it started the engine."""
+        return self.path / "control" / f"{job}.{restart}.s{replica}.links"
+
     def network_path(self, job: str, restart: int, replica: int, rank: int) -> Path:
         """Where a rank's wrapper says what NCCL uses between nodes, and what is wrong with it."""
         return self.path / "control" / f"{job}.{restart}.s{replica}.r{rank}.network"

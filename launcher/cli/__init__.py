@@ -29,7 +29,7 @@ COMMANDS = (
         "peek",
         "retry-errors",
     ),
-    *("list", "site", "models", "container", "schema", "config", "explain"),
+    *("list", "site", "doctor", "models", "container", "schema", "config", "explain"),
 )
 _MODULES: Mapping[str, str] = {"list": "list_runs", "retry-errors": "retry_errors"}
 

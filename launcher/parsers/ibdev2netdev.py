@@ -13,11 +13,12 @@ from launcher.parsers.text import natural, split_lines
 
 __all__ = ["Netdev", "Netdevs", "read_ibdev2netdev"]
 
-# With -v: "0000:18:00.0 mlx5_0 (MT4129 - …) … fw 28.41 port 1 (ACTIVE) ==> ib0 (Down)".
+# With -v: "0000:18:00.0 mlx5_0 (MT4129 - …) … fw 28.41 port 1 (DOWN  ) ==> ib0 (Down)"; Lustre's
+# networks stand behind it, as "(o2ib)".
 _LINE = re.compile(
     r"\s*(?:(?P<pci>[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7])\s+)?"
-    r"(?P<adapter>[A-Za-z]\w*)\s(?:.*\s)?port\s+(?P<port>[0-9]{1,3})\s+(?:\(\w+\)\s+)?==>\s+"
-    r"(?P<netdev>\S+)\s+\((?:Up|Down)\)\s*(?:#.*)?"
+    r"(?P<adapter>[A-Za-z]\w*)\s(?:.*\s)?port\s+(?P<port>[0-9]{1,3})\s+(?:\(\w+ *\)\s+)?==>\s+"
+    r"(?P<netdev>\S+)\s+\((?:Up|Down)\)\s*(?:\(\w+\)\s*)?(?:#.*)?"
 )
 
 

@@ -21,10 +21,19 @@ _PREFIX = re.compile(
 # srun --label, and mpirun --tag-output of Open MPI 4 and 5.
 _LABEL = re.compile(r"\s*(?:([0-9]{1,6}): |\[[^\[\]]*,([0-9]{1,6})\]<std(?:out|err)>)")
 _COMM = re.compile(r"comm 0x[0-9a-f]+ rank ([0-9]+) n[rR]anks [0-9]+")
-_USING = re.compile(r"NET/(?P<net>[\w ]+?) ?: Using (?P<devices>.*?)(?:; OOB .*)?$")
-_DEVICE = re.compile(r"\[[0-9]+\]([\w.+-]+?(?::[0-9]+)?)/(IB|RoCE)\b")
-_CHANNEL = re.compile(r"Channel \S+ ?: .*\bvia (\S+)")
-_NETWORK = re.compile(r"(?:Using network|Initialized NET plugin) (\S.*?)(?: version.*)?\s*$")
+_USING = re.compile(r"NET/(?P<net>[\w ]+?) ?: Using (?P<devices>\[[0-9].*?)(?:; OOB .*)?$")
+# Adapters that NCCL puts together: "[0]={[0] mlx5_2:1/IB, [1] mlx5_3:1/IB}".
+_DEVICE = re.compile(r"\[[0-9]+\] ?([\w.+-]+?(?::[0-9]+)?)/(IB|RoCE)\b")
+_CHANNEL = re.compile(r"Channel \S+ ?: .*\bvia (NET/[^/]+\S*|\S+)")
+_GDR = re.compile(r"/GDRDMA\b")
+# The plugin of HPC-X, which NVIDIA's images have, is verbs too (NVIDIA/nccl issue 1120); its name
+# is IBext_v8, or "NCCL RDMA Plugin v10" in later ones (Mellanox/nccl-rdma-sharp-plugins).
+_VERBS = re.compile(r"IB(?:ext\w*)?|NCCL RDMA Plugin.*")
+# aws-ofi-nccl, by the names that it has given itself.
+_LIBFABRIC = ("AWS Libfabric", "Libfabric", "OFI")
+_PROVIDER = re.compile(r"NET/OFI Selected [Pp]rovider is ([\w;.-]+)")
+# From 2.27 on several are initialised, and one is assigned (src/plugin/net.cc).
+_NETWORK = re.compile(r"(?:Using network|Assigned NET plugin) (\S.*?)(?: to comm| version.*)?\s*$")
 _BOOTSTRAP = re.compile(r"Bootstrap ?: Using (?:\[[0-9]+\])?([\w.@-]+):")
 _VIRTUAL = re.compile(r"lo$|docker|virbr|veth|br-|cni|podman")
 _PEER = re.compile(r"from peer (\S+?)(?:<[0-9]+>)? with (?:status=(?:\w+\()?|error )([0-9]+)")
@@ -111,6 +120,18 @@ _WRONG: tuple[tuple[str, re.Pattern[str], str, str | None], ...] = tuple(
             r"network (?P<what>\S.*?) not found",
             "NCCL has no network called {what}, which NCCL_NET asks for",
             "make its plugin visible in the image, or unset NCCL_NET",
+        ),
+        (
+            "network-missing",
+            r"Failed to initialize any NET plugin",
+            "NCCL has no network: it finds none of that which NCCL_NET asks for",
+            "make its plugin visible in the image, or unset NCCL_NET",
+        ),
+        (
+            "completion",
+            r"NET/OFI Request .*completed with error\. (?P<what>RC: .*?)(?:\. Completed .*)?$",
+            "libfabric gave up a message: {what}",
+            "see what the other ranks of the step say",
         ),
         (
             "no-gdr",
@@ -219,6 +240,8 @@ def _told(text: str, expected: Expected) -> Finding | None:
         return _channel(channel[1], expected)
     if network := _NETWORK.search(text):
         return _network(network[1], (), expected)
+    if provider := _PROVIDER.search(text):
+        return _provider(provider[1], expected)
     if bootstrap := _BOOTSTRAP.search(text):
         return _bootstrap(bootstrap[1], expected)
     if peer := _PEER.search(text):
@@ -272,7 +295,7 @@ def _rails(names: tuple[str, ...], expected: Expected) -> Finding:
 def _network(net: str, devices: tuple[str, ...], expected: Expected) -> Finding:
     """A network by its name alone, or one whose devices have no link layer."""
     through = f" through {_list(devices)}" if devices else ""
-    if net == "IB":
+    if _VERBS.fullmatch(net):
         return Finding("network", good=True, message="NCCL uses InfiniBand verbs", values=(net,))
     if net == "Socket":
         good = not expected.over_nodes or expected.fabric == "ethernet"
@@ -280,11 +303,20 @@ def _network(net: str, devices: tuple[str, ...], expected: Expected) -> Finding:
         hint = None if good else "see the lines above it: no port, no libibverbs, or no plugin"
         return Finding("sockets", good=good, message=message, hint=hint, values=devices)
     good = not expected.over_nodes or expected.fabric not in (None, "infiniband")
-    if net == "AWS Libfabric" and expected.fabric is None:
+    if net in _LIBFABRIC and expected.fabric is None:
         good = True
     message = f"NCCL uses its plugin {net}{through}"
     hint = None if good else "unset NCCL_NET, or set NCCL_NET_PLUGIN=none"
     return Finding("plugin", good=good, message=message, hint=hint, values=(net, *devices))
+
+
+def _provider(name: str, expected: Expected) -> Finding:
+    """What is below ``AWS Libfabric``, which says nothing of that: without a device it is TCP."""
+    slow = name.split(";", maxsplit=1)[0] in ("net", "sockets", "tcp", "udp")
+    good = not (slow and expected.over_nodes) or expected.fabric == "ethernet"
+    message = f"libfabric uses its provider {name}"
+    hint = None if good else "see that libfabric and the devices (/dev/cxi*) are in the container"
+    return Finding("provider", good=good, message=message, hint=hint, values=(name,))
 
 
 def _channel(via: str, expected: Expected) -> Finding | None:
@@ -301,9 +333,9 @@ def _channel(via: str, expected: Expected) -> Finding | None:
     net = rest.split("/")[0]
     if net == "Socket":
         return _network(net, (), expected)
-    if rest.endswith("/GDRDMA") or "/GDRDMA/" in rest:
+    if _GDR.search(rest):
         return Finding("gdr", good=True, message="GPUs' memory goes to the network by itself")
-    good = expected.fabric not in (None, "infiniband")
+    good = not expected.over_nodes or expected.fabric in ("ethernet", "omnipath")
     hint = None if good else "load nvidia_peermem on the node, or see NCCL_NET_GDR_LEVEL"
     message = f"what goes over {net} is copied through the memory of the node"
     return Finding("no-gdr", good=good, message=message, hint=hint, values=(net,))

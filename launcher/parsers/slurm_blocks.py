@@ -15,7 +15,15 @@ from launcher.parsers.text import ParseError, split_lines
 
 __all__ = ["Blocks", "read_blocks", "read_config"]
 
-_KINDS = ("NodeName", "PartitionName", "JobId", "SwitchName", "BlockName", "ReservationName")
+_KINDS = (
+    "NodeName",
+    "PartitionName",
+    "JobId",
+    "SwitchName",
+    "BlockName",
+    "AggregatedBlock",
+    "ReservationName",
+)
 _START = re.compile(rf"\s*({'|'.join(_KINDS)})=\S")
 _KEY = re.compile(r"(?:^|(?<=\s))([A-Z][\w/:.()-]*)=")
 _SETTING = re.compile(r"([A-Za-z][\w/.()\[\]]*)\s*=\s?(.*?)\s*")

@@ -164,7 +164,7 @@ def _json_id(record: Mapping[str, Any], number: int) -> str:
 
 
 def _from_row(row: Mapping[str, str]) -> Job | None:
-    if not (id_ := row.get("JOBID") or row.get("ARRAY_JOB_ID") or ""):
+    if not (id_ := row.get("JOBID") or row.get("ARRAY_JOB_ID") or row.get("JOBIDRAW")):
         return None
     state = row.get("STATE", "")
     return Job(

@@ -42,6 +42,10 @@ class Node:
     ----------
     cpus
         As Slurm counts them: threads, where it counts those.
+    cpus_for_jobs
+        Without those that Slurm keeps for the system (``CPUEfctv``, from 22.05 on).
+    memory_reserved_bytes
+        Of ``memory_bytes``, what no job is given (``MemSpecLimit``).
     tres
         What the node has; ``tres_used`` what jobs have of it.
     version
@@ -51,10 +55,12 @@ class Node:
     name: str
     arch: str | None
     cpus: int | None
+    cpus_for_jobs: int | None
     sockets: int | None
     cores_per_socket: int | None
     threads_per_core: int | None
     memory_bytes: int | None
+    memory_reserved_bytes: int | None
     gres: tuple[Gres, ...]
     gres_used: tuple[Gres, ...]
     tres: Tres
@@ -83,7 +89,9 @@ class NodeGroup:
     ----------
     nodes
         List of names as text.
-    cpus, memory_bytes
+    cpus
+        Of each node; None where that differs.
+    memory_bytes
         Of each node, or of the smallest of them.
     """
 
@@ -146,14 +154,17 @@ def read_sinfo(text: str, columns: tuple[str, ...] = ()) -> tuple[NodeGroup, ...
 
 def _from_block(block: Mapping[str, str]) -> Node:
     memory = read_count(block.get("RealMemory"))
+    reserved = read_count(block.get("MemSpecLimit"))
     return Node(
         name=block["NodeName"],
         arch=json_text(block.get("Arch")),
         cpus=read_count(block.get("CPUTot")),
+        cpus_for_jobs=read_count(block.get("CPUEfctv")),
         sockets=read_count(block.get("Sockets")),
         cores_per_socket=read_count(block.get("CoresPerSocket")),
         threads_per_core=read_count(block.get("ThreadsPerCore")),
         memory_bytes=None if memory is None else memory * _MIB,
+        memory_reserved_bytes=None if reserved is None else reserved * _MIB,
         gres=read_gres(block.get("Gres", "")),
         gres_used=read_gres(block.get("GresUsed", "")),
         tres=read_tres(block.get("CfgTRES", "")),
@@ -169,15 +180,18 @@ def _from_block(block: Mapping[str, str]) -> Node:
 
 def _from_json(record: Mapping[str, Any]) -> Node:
     memory = json_whole(record.get("real_memory"))
+    reserved = json_whole(record.get("specialized_memory"))
     states = (*json_words(record.get("state")), *json_words(record.get("state_flags")))
     return Node(
         name=record["name"],
         arch=json_text(record.get("architecture")),
         cpus=json_whole(record.get("cpus")),
+        cpus_for_jobs=json_whole(record.get("effective_cpus")),
         sockets=json_whole(record.get("sockets")),
         cores_per_socket=json_whole(record.get("cores")),
         threads_per_core=json_whole(record.get("threads")),
         memory_bytes=None if memory is None else memory * _MIB,
+        memory_reserved_bytes=None if reserved is None else reserved * _MIB,
         gres=read_gres(json_text(record.get("gres")) or ""),
         gres_used=read_gres(json_text(record.get("gres_used")) or ""),
         tres=json_tres(record.get("tres")),
@@ -195,13 +209,14 @@ def _group_from_json(record: Mapping[str, Any]) -> NodeGroup:
     memory = json_whole(dig(record, "memory", "minimum"))
     names = json_words(dig(record, "nodes", "nodes"))
     flags = dig(record, "partition", "flags")
+    cpus = [json_whole(dig(record, "cpus", most)) for most in ("minimum", "maximum")]
     return NodeGroup(
         partition=json_text(dig(record, "partition", "name")),
         default="DEFAULT" in json_words(flags),
         states=read_node_states(*json_words(dig(record, "node", "state"))),
         count=json_whole(dig(record, "nodes", "total")),
         nodes=",".join(names) or None,
-        cpus=json_whole(dig(record, "cpus", "minimum")),
+        cpus=cpus[0] if cpus[1] in (None, cpus[0]) else None,
         memory_bytes=None if memory is None else memory * _MIB,
         gres=read_gres(json_text(dig(record, "gres", "total")) or ""),
         features=json_words(dig(record, "features", "total")),
@@ -218,7 +233,7 @@ def _group_from_row(row: Mapping[str, str]) -> NodeGroup:
         states=read_node_states(row.get("STATE", "")),
         count=read_count(row.get("NODES")),
         nodes=json_text(row.get("NODELIST")),
-        cpus=read_count(row.get("CPUS")),
+        cpus=None if row.get("CPUS", "").endswith("+") else read_count(row.get("CPUS")),
         memory_bytes=None if memory is None else memory * _MIB,
         gres=read_gres(row.get("GRES", "")),
         features=json_words(row.get("AVAIL_FEATURES")),

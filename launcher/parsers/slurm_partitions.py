@@ -50,6 +50,8 @@ class Partition:
         None where it was not told (JSON says it from 24.05 on).
     memory_per_node_bytes, memory_per_cpu_bytes
         The most that a job may ask for.
+    root_only
+        Whether only root may submit to it.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Partition:
     min_nodes: int | None
     max_nodes: float | None
     max_cpus_per_node: float | None
+    max_cpus_per_socket: float | None
     memory_per_node_bytes: float | None
     memory_per_cpu_bytes: float | None
     qos: str | None
@@ -70,6 +73,8 @@ class Partition:
     deny_qos: tuple[str, ...]
     allow_accounts: tuple[str, ...] | None
     deny_accounts: tuple[str, ...]
+    allow_groups: tuple[str, ...] | None
+    root_only: bool | None
     oversubscribe: str | None
     tres: Tres
 
@@ -102,6 +107,7 @@ class Association:
     """What a user may do with an account, on one partition if it names one."""
 
     account: str
+    cluster: str | None
     user: str | None
     partition: str | None
     qos: tuple[str, ...]
@@ -163,6 +169,7 @@ def read_associations(text: str, columns: tuple[str, ...] = ()) -> tuple[Associa
     return tuple(
         Association(
             account=row["ACCOUNT"],
+            cluster=json_text(row.get("CLUSTER")),
             user=json_text(row.get("USER")),
             partition=json_text(row.get("PARTITION")),
             qos=json_words(row.get("QOS")),
@@ -177,7 +184,7 @@ def read_associations(text: str, columns: tuple[str, ...] = ()) -> tuple[Associa
 
 
 def _from_block(block: Mapping[str, str]) -> Partition:
-    default = block.get("Default")
+    default, root_only = block.get("Default"), block.get("RootOnly")
     state = block.get("State")
     return Partition(
         name=block["PartitionName"],
@@ -191,6 +198,7 @@ def _from_block(block: Mapping[str, str]) -> Partition:
         min_nodes=read_count(block.get("MinNodes")),
         max_nodes=_limit(block.get("MaxNodes")),
         max_cpus_per_node=_limit(block.get("MaxCPUsPerNode")),
+        max_cpus_per_socket=_limit(block.get("MaxCPUsPerSocket")),
         memory_per_node_bytes=_memory(block.get("MaxMemPerNode")),
         memory_per_cpu_bytes=_memory(block.get("MaxMemPerCPU")),
         qos=json_text(block.get("QoS")),
@@ -198,6 +206,8 @@ def _from_block(block: Mapping[str, str]) -> Partition:
         deny_qos=json_words(block.get("DenyQos")),
         allow_accounts=json_names(block.get("AllowAccounts")),
         deny_accounts=json_words(block.get("DenyAccounts")),
+        allow_groups=json_names(block.get("AllowGroups")),
+        root_only=None if root_only is None else root_only.upper() == "YES",
         oversubscribe=json_text(block.get("OverSubscribe")),
         tres=read_tres(block.get("TRES", "")),
     )
@@ -228,6 +238,7 @@ def _from_json(record: Mapping[str, Any]) -> Partition:
         max_cpus_per_node=json_number(
             _first(dig(record, most, "cpus_per_node"), record.get("maximum_cpus_per_node"))
         ),
+        max_cpus_per_socket=json_number(dig(record, most, "cpus_per_socket")),
         memory_per_node_bytes=_mib(dig(record, most, "partition_memory_per_node")),
         memory_per_cpu_bytes=_mib(dig(record, most, "partition_memory_per_cpu")),
         qos=json_text(dig(record, "qos", "assigned")) or json_text(record.get("qos")),
@@ -239,6 +250,10 @@ def _from_json(record: Mapping[str, Any]) -> Partition:
         deny_accounts=json_words(
             _first(dig(record, "accounts", "deny"), record.get("denied_accounts"))
         ),
+        allow_groups=json_names(
+            _first(dig(record, "groups", "allowed"), record.get("allowed_groups"))
+        ),
+        root_only="ROOT_ONLY" in flags if flags else None,
         oversubscribe=None,
         tres=json_tres(_first(dig(record, "tres", "configured"), record.get("tres"))),
     )

@@ -37,7 +37,7 @@ _CLOCK = re.compile(
 _MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMGTPE]?)B?([nc]?)", re.IGNORECASE)
 _COUNT = re.compile(r"([0-9]{1,15})([KMGTP]?)")
 _IN_BRACKETS = re.compile(r"\((S|IDX|CPU_IDX):([^()]*)\)")
-_MIG = re.compile(r"(?:^|[_.])[0-9]+g\.[0-9]+gb", re.IGNORECASE)
+_MIG = re.compile(r"(?:^|[^a-z0-9])(?:[0-9]g[._-]?[0-9]+gb|mig)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Gres:
 
     @property
     def mig(self) -> bool:
-        """Whether these are parts of GPUs (``a100_3g.20gb``)."""
+        """Whether these are parts of GPUs (``a100_3g.20gb``, ``a100-1g5gb``, ``h100_mig``)."""
         return self.type is not None and _MIG.search(self.type) is not None
 
 
@@ -222,6 +222,7 @@ _STATES: Mapping[str, tuple[str, ...]] = {
     "ALLOC": ("ALLOCATED",),
     "ALLOCATED": ("ALLOCATED",),
     "MIX": ("MIXED",),
+    "BLOCK": ("BLOCKED",),
     "COMP": ("COMPLETING",),
     "DRAIN": ("DRAIN",),
     "DRAINED": ("IDLE", "DRAIN"),
@@ -239,6 +240,8 @@ _STATES: Mapping[str, tuple[str, ...]] = {
     "POW_UP": ("POWERING_UP",),
 }
 _BASES = ("DOWN", "ERROR", "FUTURE", "UNKNOWN", "MIXED", "ALLOCATED", "IDLE")
+# Flags that sinfo prints in the place of IDLE.
+_INSTEAD = {"BLOCKED", "PLANNED"}
 _UNUSABLE = {
     "DRAIN",
     "FAIL",
@@ -273,7 +276,8 @@ def read_node_states(*texts: str) -> NodeStates:
             name = part.strip().rstrip("".join(_MARKS))
             words.update(_MARKS[mark] for mark in part.strip()[len(name) :])
             words.update(_STATES.get(name, (name,)) if name else ())
-    base = next((state for state in _BASES if state in words), None)
+    instead = "IDLE" if words & _INSTEAD else None
+    base = next((state for state in _BASES if state in words), instead)
     return NodeStates(base, frozenset(words - set(_BASES)))
 
 

@@ -21,6 +21,7 @@ _TAIL = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 _GPU = re.compile(r"GPU([0-9]{1,3})")
 _CELL = re.compile(r"NV([0-9]{1,3})|X|PIX|PXB|PHB|NODE|SYS")
 _LEGEND = re.compile(r"\s*(NIC[0-9]{1,3})\s*:\s*(\S+)\s*")
+_SURE = 8  # letters of a list of CPUs behind which one more number would have been printed
 # Cells of `nvidia-smi topo -p2p`, and the line of its legend.
 _P2P = {"OK", "CNS", "GNS", "TNS", "NS", "U"}
 _P2P_LEGEND = re.compile(r"^\s*OK\s*=\s*Status Ok", re.IGNORECASE)
@@ -129,9 +130,11 @@ def read_topo(text: str) -> Topo:
 
 
 def _table(lines: Lines) -> _Table:
-    at = next((i for i, line in enumerate(lines.lines) if _is_head(line)), None)
-    if at is None:
+    found = [i for i, line in enumerate(lines.lines) if _is_head(line)]
+    if not found:
         raise ParseError(f"not the table of `nvidia-smi topo -m`, but {lines.looks_like()}")
+    # That of `topo -p2p`, which may stand before it, has no affinities.
+    at = next((i for i in found if _TAIL[0] in lines.lines[i]), found[0])
     heads = _HEADS.findall(lines.lines[at])
     tail = tuple(head for head in heads if head in _TAIL)
     first = min((heads.index(head) for head in tail), default=len(heads))
@@ -206,11 +209,13 @@ def _mirrored(table: _Table, row: str, column: str) -> str | None:
 
 def _refuse_others(table: _Table, lines: Lines) -> None:
     words = {word for row in table.rows.values() for word in row} - {"X", ""}
-    if words & _P2P or any(_P2P_LEGEND.match(line) for line in lines.lines):
+    if any(_CELL.fullmatch(word) for word in words):
+        return
+    if words & _P2P or (not table.tail and any(map(_P2P_LEGEND.match, lines.lines))):
         raise ParseError("the table of `nvidia-smi topo -p2p`, which has no distances")
     torn = [line.strip() for line in table.unread if line.split()[0] in table.devices]
     others = words or (set() if table.rows else set(torn))
-    if others and not any(_CELL.fullmatch(word) for word in words):
+    if others:
         sample = min(others)
         raise ParseError(f"a table of GPUs, but its cells are no distances: {sample[:60]!r}")
 
@@ -224,13 +229,23 @@ def _column(table: _Table, head: str) -> Iterator[tuple[int, str]]:
 
 
 def _cpus(table: _Table) -> Iterator[tuple[int, frozenset[int] | None]]:
-    clean = {gpu: read_ranges(word) for gpu, word in _column(table, _TAIL[0])}
+    column = dict(_column(table, _TAIL[0]))
+    clean = {gpu: read_ranges(word) for gpu, word in column.items() if not _clipped(word)}
     yield from clean.items()
     if table.tail[:2] != _TAIL[:2]:
         return
     for name, words in table.tails.items():
         if _GPU.fullmatch(name) and len(words) == len(table.tail) - 1:
             yield _index(name), _unmerged(words[0], {known for known in clean.values() if known})
+
+
+def _clipped(word: str) -> bool:
+    """Whether ``nvidia-smi`` may have left out the end of a list: it has room for some 12 letters.
+
+    Where CPUs of two sockets alternate it prints ``0,2,4,6,8,10`` however many there are; two
+    ranges always fit (``112-127,240-255``).
+    """
+    return word.count(",") > 1 and len(word) > _SURE
 
 
 def _unmerged(word: str, known: set[frozenset[int]]) -> frozenset[int] | None:

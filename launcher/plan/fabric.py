@@ -119,6 +119,8 @@ def _node_gpus(gpus: Gpus | None) -> NodeGpus | None:
         count=gpus.per_node,
         link=gpus.link,
         domain=nvlink_domain(gpus.topology, gpus.per_node),
+        model=gpus.model,
+        links=gpus.links,
         cpus=tuple(gpus.cpus),
     )
 

@@ -32,7 +32,7 @@ from launcher.plan.resolver import Decision, Facts, Resolver, field_path
 from launcher.plan.runtime import check_runtime, choose_runtime
 from launcher.plan.search import Search
 from launcher.plan.sizes import Sizes, check_node_memory, choose_sizes
-from launcher.plan.types import Cut, Layout, Plan, Step, WorkRuntime
+from launcher.plan.types import Cut, Layout, Network, Plan, Step, WorkRuntime
 from launcher.spec.job import JobSpec
 from launcher.spec.site import EngineRuntime, Gpus, Partition, Qos, SiteSpec
 from launcher.spec.source import Source
@@ -294,7 +294,17 @@ def _plan(
         env={**site_checks.site_environment(r, layout, step), **wired.env},
         gpus=wired.gpus,
         network=wired.network,
+        links=_measures_links(r, wired.network),
     )
+
+
+def _measures_links(r: Resolver, network: Network | None) -> bool:
+    """Whether there is anything that measured links could be compared with."""
+    stated = network is not None and network.rate is not None and not network.sockets
+    if not stated or not ENGINES[r.job.engine].needs_model:
+        return False
+    r.from_job("limits.preflight", r.job.limits.preflight)
+    return r.job.limits.preflight == "full"
 
 
 def _has_spare_nodes(partition: Partition, layout: Layout) -> bool:

@@ -183,8 +183,10 @@ def check_place(r: Resolver, layout: Layout, partition: Partition, name: str) ->
     """
     gpus, a = partition.gpus, layout.allocation
     chosen = selection.select(r.job, r.site, name)
-    # Of `a|b` each node may have another one, of `[a|b]` all have the same (sbatch(1)).
-    if a.nodes > 1 and "|" in re.sub(r"\[[^]]*\]", "", chosen.constraint or ""):
+    # Of `a|b` each node may have another one, of `[a|b]` all have the same; `a*2` is of two nodes,
+    # whatever the others are (sbatch(1)).
+    asked = chosen.constraint or ""
+    if a.nodes > 1 and ("*" in asked or "|" in re.sub(r"\[[^]]*\]", "", asked)):
         message = f"the nodes of a replica may differ under the constraint {chosen.constraint!r}"
         hint = "put brackets around the alternatives, or set allow: [mixed-nodes]"
         note = r.warn if "mixed-nodes" in r.job.allow else r.error

@@ -281,6 +281,10 @@ class NodeGpus:
         ``nvlink2`` … ``nvlink5`` or ``pcie``.
     domain
         How many neighbours NVLink joins: all, 2 or 1.
+    model
+        What the site calls them, such as ``h100``.
+    links
+        How many NVLinks join two of them that are joined.
     cpus
         For each, by index, the CPUs next to it as ``0-15,128-143``; empty where it is not known.
     """
@@ -288,6 +292,8 @@ class NodeGpus:
     count: int
     link: str | None = None
     domain: int | None = None
+    model: str | None = None
+    links: int | None = None
     cpus: tuple[str, ...] = ()
 
 
@@ -353,6 +359,8 @@ class Plan:
         None on CPUs.
     network
         None where no replica needs it: each is on one node.
+    links
+        Whether the links between ranks are measured before the engine starts.
     """
 
     schema: int = 1
@@ -384,6 +392,7 @@ class Plan:
     scratch: str | None = None
     gpus: NodeGpus | None = None
     network: Network | None = None
+    links: bool = False
 
     def task(self, replica: int, number: int) -> tuple[Placement, ...]:
         """The ranks of one task of a replica's step, which are neighbours on one node."""

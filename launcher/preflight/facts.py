@@ -20,21 +20,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from launcher.parsers.ibstat import Port
 from launcher.plan.types import Plan
 from launcher.preflight.fingerprint import Fingerprint, fingerprint
 
-__all__ = ["Facts", "NodeFacts", "gather"]
+__all__ = ["Facts", "NodeFacts", "gather", "look"]
 
 # A driver that has lost a GPU may answer never.
 ANSWER_S = 60.0
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where NCCL has its segments
 _DEVICES = Path("/sys/class/infiniband")
+_DRIVER = Path("/proc/driver/nvidia/version")
 _PACKAGES = {
     "vllm": ("vllm", "torch", "transformers"),
     "transformers": ("transformers", "torch"),
     "tensorrt-llm": ("tensorrt_llm", "torch", "mpi4py"),
 }
-_GPU = re.compile(r"^GPU \d+: .*\(UUID: (\S+)\)", re.MULTILINE)
+_NCCL = ("nvidia-nccl-cu12", "nvidia-nccl-cu13")
+_GPU = re.compile(r"^GPU \d+: (.*?) ?\(UUID: (\S+)\)", re.MULTILINE)
 _PMI = ("PMIX_RANK", "PMIX_VERSION", "PMI_RANK", "PMI_FD", "PMI_CONTROL_PORT")
 # MPI_Get_library_version may be called before MPI_Init (MPI 3.1, 8.1.1), which mpi4py else makes.
 _ASK_MPI = (
@@ -57,14 +60,18 @@ class NodeFacts:
         How much memory a process may lock; None for any amount.
     gpus
         UUIDs by index, as far as this process is let see them; None without ``nvidia-smi``.
+    gpu_names
+        Of the same, as the driver calls them.
     gpu_error, mpi_error
         What was said in the place of an answer.
     mpi
         The MPI library that mpi4py loads, in its own words.
     rdma
         Devices of InfiniBand and its like.
+    ports
+        Theirs, with state and rate.
     versions
-        Of Python, the engine and what it computes with, as far as they are installed.
+        Of Python, the engine, what it computes with and the driver, as far as they are installed.
     model, model_error
         The checkpoint, or why there is none.
     model_s
@@ -75,10 +82,12 @@ class NodeFacts:
     shm_bytes: int | None = None
     memlock_bytes: int | None = None
     gpus: tuple[str, ...] | None = None
+    gpu_names: tuple[str, ...] = ()
     gpu_error: str | None = None
     mpi: str | None = None
     mpi_error: str | None = None
     rdma: tuple[str, ...] = ()
+    ports: tuple[Port, ...] = ()
     versions: Mapping[str, str]
     model: Fingerprint | None = None
     model_error: str | None = None
@@ -95,6 +104,8 @@ class Facts:
         Variables by which its MPI would find the others.
     visible
         ``CUDA_VISIBLE_DEVICES`` of what it will start; None on CPUs.
+    job, nodes
+        Slurm's job here, and the list of its nodes.
     node
         Of the first rank on a node.
     """
@@ -104,6 +115,8 @@ class Facts:
     host: str
     pmi: Mapping[str, str]
     visible: str | None
+    job: str | None = None
+    nodes: str | None = None
     node: NodeFacts | None
 
     @property
@@ -119,7 +132,9 @@ class Facts:
                 **{
                     **node,
                     "gpus": None if node["gpus"] is None else tuple(node["gpus"]),
+                    "gpu_names": tuple(node["gpu_names"]),
                     "rdma": tuple(node["rdma"]),
+                    "ports": tuple(Port(**port) for port in node["ports"]),
                     "model": None if model is None else Fingerprint(**model),
                 }
             )
@@ -134,36 +149,69 @@ def gather(plan: Plan, rank: int, local_rank: int, environ: Mapping[str, str]) -
     environ
         What the engine will be started with.
     """
+    node = None
+    if local_rank == 0:
+        node = look(
+            None if plan.engine == "echo" else plan.engine,
+            environ,
+            gpus=_has_gpus(plan),
+            mpi=plan.step.kind == "leader",
+            model=None if plan.model_path is None else Path(plan.model_path),
+            ends=plan.step.nodes > 1,
+        )
     return Facts(
         rank=rank,
         local_rank=local_rank,
         host=socket.gethostname(),
         pmi={name: environ[name] for name in _PMI if name in environ},
         visible=environ.get("CUDA_VISIBLE_DEVICES") if _has_gpus(plan) else None,
-        node=_node(plan, environ) if local_rank == 0 else None,
+        job=environ.get("SLURM_JOB_ID"),
+        nodes=environ.get("SLURM_JOB_NODELIST"),
+        node=node,
     )
 
 
-def _node(plan: Plan, environ: Mapping[str, str]) -> NodeFacts:
-    gpus = _Question(("nvidia-smi", "-L"), environ) if _has_gpus(plan) else None
-    mpi = plan.step.kind == "leader"
+def look(
+    engine: str | None,
+    environ: Mapping[str, str],
+    *,
+    gpus: bool,
+    mpi: bool = False,
+    model: Path | None = None,
+    ends: bool = False,
+) -> NodeFacts:
+    """Look at this node.
+
+    Parameters
+    ----------
+    engine
+        Whose versions to tell; those of every engine for None.
+    gpus, mpi
+        Whether to ask for GPUs, and for the MPI library.
+    model, ends
+        The checkpoint, and whether its weights' ends are read.
+    """
+    listing = _Question(("nvidia-smi", "-L"), environ) if gpus else None
     library = _Question((sys.executable, "-c", _ASK_MPI), environ) if mpi else None
     began_s = time.monotonic()
-    model, model_error = _model(plan)
+    found, model_error = (None, None) if model is None else _model(model, ends=ends)
     model_s = time.monotonic() - began_s
-    listed, gpu_error = gpus.answer() if gpus else (None, None)
+    listed, gpu_error = listing.answer() if listing else (None, None)
     told, mpi_error = library.answer() if library else (None, None)
+    seen = _GPU.findall(listed or "")
     return NodeFacts(
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         shm_bytes=_free_bytes(_SHARED_MEMORY),
         memlock_bytes=_memlock_bytes(),
-        gpus=None if listed is None else tuple(_GPU.findall(listed)),
+        gpus=None if listed is None else tuple(uuid for _, uuid in seen),
+        gpu_names=tuple(name for name, _ in seen),
         gpu_error=gpu_error,
         mpi=told and told.rpartition("\n")[2],
         mpi_error=mpi_error,
         rdma=tuple(sorted(entry.name for entry in _DEVICES.glob("*"))),
-        versions=_versions(plan.engine),
-        model=model,
+        ports=tuple(sorted(map(_port, _DEVICES.glob("*/ports/*")), key=lambda port: port.name)),
+        versions=_versions(engine),
+        model=found,
         model_error=model_error,
         model_s=round(model_s, 3),
     )
@@ -173,23 +221,45 @@ def _has_gpus(plan: Plan) -> bool:
     return plan.layout.allocation.gpus_per_node > 0
 
 
-def _model(plan: Plan) -> tuple[Fingerprint | None, str | None]:
-    if plan.model_path is None:
-        return None, None
-    directory = Path(plan.model_path)
+def _model(directory: Path, *, ends: bool) -> tuple[Fingerprint | None, str | None]:
     try:
         (directory / "config.json").stat()  # of a mount that is missing, the directory is there
-        return fingerprint(directory, ends=plan.step.nodes > 1), None
+        return fingerprint(directory, ends=ends), None
     except OSError as exc:
         return None, f"{exc.strerror}: {exc.filename}"
 
 
-def _versions(engine: str) -> dict[str, str]:
+def _versions(engine: str | None) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in _PACKAGES.get(engine, ()):
+    everything = {name for names in _PACKAGES.values() for name in names}
+    for name in (*sorted(everything if engine is None else _PACKAGES.get(engine, ())), *_NCCL):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
+    with suppress(OSError):
+        # Its first line is like: NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat …
+        if told := re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", _DRIVER.read_text()):
+            found["driver"] = told[1]
     return found
+
+
+def _port(place: Path) -> Port:
+    """What the kernel says of one port (Documentation/ABI/stable/sysfs-class-infiniband)."""
+
+    def said(name: str) -> str | None:
+        with suppress(OSError):  # as reading a port of a device that fails is
+            return (place / name).read_text().strip().rpartition(": ")[2]
+        return None
+
+    # A kernel calls a speed that it does not know SDR (drivers/infiniband/core/sysfs.c, rate_show).
+    state, rate = said("state"), re.match(r"([\d.]+)(?!.* SDR\))", said("rate") or "")
+    return Port(
+        adapter=place.parent.parent.name,
+        number=int(place.name),
+        state=state and state.capitalize(),
+        physical=said("phys_state"),
+        rate_gbps=float(rate[0]) if rate else None,
+        link_layer=said("link_layer"),
+    )
 
 
 def _free_bytes(place: Path) -> int | None:

@@ -101,23 +101,25 @@ def _preflight(
     flight = Preflight(run=run, plan=plan, job=args.job, restart=args.restart, replica=args.replica)
     try:
         with _leaving_when_told():
-            if ids.rank > 0:
-                passed = flight.passed(ids.rank, ids.local_rank, environ)
-                return None if passed else EXIT_CODES["died"]
-            verdict = flight.judged(ids.rank, ids.local_rank, environ)
-            if verdict.problems:  # first, as the others' ends may end this process as well
-                write_outcome(run, args, verdict.outcome, verdict.problems, verdict.hosts)
-            flight.announce(verdict)
+            for check in flight.rounds():
+                if ids.rank > 0:
+                    if not check.passed(ids.rank, ids.local_rank, environ):
+                        return EXIT_CODES["died"]
+                    continue
+                verdict = check.judged(ids.rank, ids.local_rank, environ)
+                if verdict.problems:  # first, as the others' ends may end this process as well
+                    write_outcome(run, args, verdict.outcome, verdict.problems, verdict.hosts)
+                check.announce(verdict)
+                for problem in (*verdict.problems, *verdict.warnings):
+                    say(args.replica, str(problem))
+                if verdict.problems:
+                    return EXIT_CODES[verdict.outcome]
+                say(args.replica, verdict.summary)
     except Stopped:
         kill(descendants())  # whoever is still asked
         if ids.rank == 0:
             write_outcome(run, args, "resumable", ())
         return EXIT_CODES["resumable"]
-    for problem in verdict.problems:
-        say(args.replica, str(problem))
-    if verdict.problems:
-        return EXIT_CODES[verdict.outcome]
-    say(args.replica, verdict.summary(plan.layout.cut.ranks))
     return None
 
 

@@ -186,8 +186,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         jobs are a chain, the length of the chain, 4.
     engine_restarts
         How often an engine that dies is started again inside its job, where it is one process.
+    preflight
+        What is checked of the nodes of a replica over several: all that they tell of themselves
+        (``quick``), or their links too where the site says how fast these are (``full``).
     """
 
+    preflight: Literal["quick", "full"] = "full"
     max_bad_fraction: Fraction = 0.01
     engine_restarts: NonNegative = 8
     warn_before: Seconds = Seconds(300)

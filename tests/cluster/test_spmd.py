@@ -130,7 +130,9 @@ def test_three_nodes_answer_as_one_and_a_later_start_has_nothing_to_do(replica: 
     noise = [
         line
         for line in replica.log(job).splitlines()
-        if not re.match(r"(\d+: )?(hpc-llm rank |\[\d\d:\d\d:\d\d\] replica 0: )", line)
+        if not re.match(
+            r"(\d+: )?(hpc-llm rank |hpc-llm: start |\[\d\d:\d\d:\d\d\] replica 0: )", line
+        )
     ]
     assert noise == []
 

@@ -279,6 +279,11 @@ class TestInAJob:
         assert "Fetching image manifest" in err
         assert scene.left() == {f"{STEM}.sif"}
 
+    def test_an_option_that_would_end_its_line_is_refused(self, scene: Scene) -> None:
+        done = scene.pull(IMAGE, "--partition", "cpu", "--account", "us\ntouch pwned")
+        assert (done.code, done.codes) == (4, ["plan.sbatch-value"])
+        assert scene.slurm.calls("sbatch") == []
+
     def test_two_who_ask_do_not_take_each_others_log_away(self, scene: Scene) -> None:
         first, second = self.start(scene), self.start(scene)
         calls = poll(

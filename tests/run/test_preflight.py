@@ -150,3 +150,32 @@ def test_a_run_that_is_stopped_is_not_waited_for(render: Render, tmp_path: Path)
     (run.path / "control/STOP").touch()
     assert started.ended(LIMIT_S) == 75
     assert set(ended(run)) == {"resumable"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, None])
+def test_ranks_that_measure_their_links_leave_and_end_the_processes_that_do(
+    render: Render, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals | None
+) -> None:
+    """A torch that takes for ever to import, in one process for each of four GPUs."""
+    site = yaml.safe_load((tmp_path / "site.yaml").read_text())
+    site["partitions"]["gpu"]["fabric"] = {"type": "infiniband", "rate": 400}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(site))
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "torch.py").write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, f'measures{{os.getpid()}}').touch()\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{slow}:{python_path()}")
+    run = render()
+    started = run.start()
+    poll(lambda: len(list(tmp_path.glob("measures*"))) == 4, "four processes that measure")
+    if number is None:
+        (run.path / "control/STOP").touch()
+    else:
+        os.kill(started.process.pid, number)
+    assert started.ended(LIMIT_S) == 75
+    assert set(ended(run)) == {"resumable"}
+    pids = [path.name.removeprefix("measures") for path in tmp_path.glob("measures*")]
+    poll(lambda: not any(Path("/proc", pid).exists() for pid in pids), "their ends")

@@ -147,7 +147,9 @@ def test_each_value_says_where_it_is_from() -> None:
 def test_a_plan_holds_the_node_and_its_network_and_is_read_back() -> None:
     fabric = f"type: infiniband, rate: 400, srun: ['--network=x'], rails: {RAILS}"
     plan = resolved(fabric, TWO_NODES + "allow: [tcp-fallback]\n").plan
-    assert plan.gpus == NodeGpus(count=2, link="nvlink4", domain=2, cpus=("0-3", "4-7"))
+    assert plan.gpus == NodeGpus(
+        count=2, link="nvlink4", domain=2, model="h100", cpus=("0-3", "4-7")
+    )
     assert plan.network == Network(
         type="infiniband",
         rate=400,
@@ -171,3 +173,23 @@ def test_ports_without_names_are_counted_all_the_same() -> None:
     network = resolved("type: infiniband, nics: 4").plan.network
     assert network is not None
     assert (network.ports, network.rails) == (4, ())
+
+
+@pytest.mark.parametrize(
+    ("fabric", "more", "measured"),
+    [
+        ("type: infiniband, rate: 400", "", True),
+        ("type: infiniband, rate: 400", "limits: {preflight: full}\n", True),
+        ("type: infiniband, rate: 400", "limits: {preflight: quick}\n", False),
+        ("type: infiniband, rate: 400", "allow: [tcp-fallback]\n", False),
+        ("type: infiniband", "", False),
+    ],
+)
+def test_links_are_measured_where_there_is_a_rate_to_compare_them_with(
+    fabric: str, more: str, *, measured: bool
+) -> None:
+    assert resolved(fabric, TWO_NODES + more).plan.links is measured
+
+
+def test_links_are_not_measured_on_one_node() -> None:
+    assert not resolved("type: infiniband, rate: 400", ONE_NODE).plan.links

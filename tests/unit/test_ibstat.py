@@ -86,6 +86,14 @@ def test_interfaces_are_read_in_all_layouts() -> None:
     assert [n.netdev for n in four.ports] == ["ib0", "ib1", "ib2", "ib3"]
     roce = read_ibdev2netdev(capture("ibdev2netdev_roce_4port.txt"))
     assert [n.netdev for n in roce.ports] == ["eth2", "eth3", "eth4", "eth5"]
+    long = read_ibdev2netdev(capture("ibdev2netdev_v_connectx4_5_6.txt"))
+    assert not long.unread
+    assert [(n.port, n.netdev, n.pci) for n in long.ports] == [
+        ("mlx5_0:1", "ens4f0", "0000:31:00.0"),
+        ("mlx5_2:1", "ens6", "0000:4b:00.0"),
+        ("mlx5_3:1", "ib2", "0000:02:00.5"),
+        ("mlx5_13:1", "ib4", "0000:b8:00.1"),
+    ]
     two = read_ibdev2netdev(capture("ibdev2netdev_two_ports.txt"))
     assert two.ports == (Netdev("mlx5_0:1", "ib0"), Netdev("mlx5_1:1", "ib1"))
 

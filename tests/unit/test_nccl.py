@@ -39,6 +39,12 @@ MORE = cases("nccl_log_more_synthetic.txt")
         ("snellius_a100_mixed_ib_roce", [("roce", False)]),
         ("dgxh100_only_roce_found", [("roce", False)]),
         ("no_libibverbs_socket_over_ipoib", [("no-verbs", False), ("sockets", False)]),
+        ("hpcx_plugin_ok", [("infiniband", True), ("network", True)]),
+        ("merged_ports_roce", [("roce", False), ("network", True)]),
+        (
+            "slingshot_gdr_on_one_node_alone",
+            [("provider", True), ("plugin", True), ("gdr", True), ("no-gdr", False)],
+        ),
     ],
 )
 def test_captured_lines_are_judged(case: str, kinds: list[tuple[str, bool]]) -> None:
@@ -64,6 +70,16 @@ def test_captured_lines_are_judged(case: str, kinds: list[tuple[str, bool]]) -> 
         ("no_transport", "no-transport", False),
         ("versions", "version-mismatch", False),
         ("no_route", "no-route", False),
+        ("gdr_over_pci", "gdr", True),
+        ("gdr_over_libfabric", "gdr", True),
+        ("libfabric_host_bounce", "no-gdr", False),
+        ("libfabric_over_tcp", "provider", False),
+        ("libfabric_over_slingshot", "provider", True),
+        ("libfabric_gave_up", "completion", False),
+        ("no_network", "network-missing", False),
+        ("rdma_plugin", "network", True),
+        ("rdma_plugin_gdr", "gdr", True),
+        ("assigned", "sockets", False),
     ],
 )
 def test_lines_of_other_faults_are_judged(case: str, kind: str, good: object) -> None:
@@ -75,7 +91,16 @@ def test_lines_of_other_faults_are_judged(case: str, kind: str, good: object) ->
     assert "{" not in found.message + (found.hint or "")
 
 
-@pytest.mark.parametrize("case", ["plain_plugin", "not_about_the_network"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "plain_plugin",
+        "internal_plugin",
+        "initialised_only",
+        "no_port_at_all",
+        "not_about_the_network",
+    ],
+)
 def test_lines_that_say_nothing_of_the_network_are_passed_over(case: str) -> None:
     assert [classify(line) for line in MORE[case]] == [None]
 
@@ -96,6 +121,7 @@ def test_devices_are_those_of_the_line() -> None:
     assert one(REAL["ok_ib"]).values == RAILS
     assert one(REAL["extra_roce_bond"]).values == ("mlx5_bond_0:1",)
     assert one(REAL["tcp_fallback"]).values == ("eth0",)
+    assert one(REAL["merged_ports_roce"]).values == tuple(f"mlx5_{n}:1" for n in (2, 3, 0, 1))
 
 
 def one(lines: list[str], expected: Expected | None = None) -> Finding:
@@ -117,6 +143,7 @@ def one(lines: list[str], expected: Expected | None = None) -> Finding:
         ("slingshot_ok", Expected("slingshot"), "plugin", True),
         ("slingshot_ok", Expected("infiniband"), "plugin", False),
         ("dgxh100_only_roce_found", Expected("ethernet"), "infiniband", True),
+        ("merged_ports_roce", Expected("infiniband", RAILS[:4]), "roce", False),
     ],
 )
 def test_the_verdict_is_that_of_the_fabric(
@@ -124,6 +151,19 @@ def test_the_verdict_is_that_of_the_fabric(
 ) -> None:
     found = one(REAL[case], expected)
     assert (found.kind, found.good) == (kind, good)
+
+
+def test_copies_through_the_node_matter_between_nodes_of_a_fast_fabric() -> None:
+    (line,) = MORE["libfabric_host_bounce"]
+    assert not one([line], Expected("slingshot")).good
+    assert one([line], Expected("ethernet")).good
+    assert one([line], Expected("slingshot", over_nodes=False)).good
+    assert "AWS Libfabric" in one([line]).message
+
+
+def test_libfabric_over_tcp_is_as_the_site_has_it_on_ethernet_alone() -> None:
+    assert not one(MORE["libfabric_over_tcp"], Expected("slingshot")).good
+    assert one(MORE["libfabric_over_tcp"], Expected("ethernet")).good
 
 
 def test_memory_of_the_node_is_wrong_only_where_there_is_nvlink() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from run_making import make_plan
 
+from launcher.parsers.ibstat import Port
 from launcher.plan.layout import NodeShape, lay_out
-from launcher.plan.types import Cut, Plan, Step
+from launcher.plan.types import Cut, Network, NodeGpus, Plan, Rail, Step
 from launcher.preflight import facts as facts_module
 from launcher.preflight.facts import Facts, NodeFacts, gather
 from launcher.preflight.fingerprint import Fingerprint, fingerprint
@@ -27,12 +29,18 @@ MODEL = Fingerprint(digest="d", files={"config.json": "c", "a.safetensors": "9 b
 OPEN_MPI, MPICH = "Open MPI v4.1.4, package: Debian", "MPICH Version:      4.2.0"
 
 
-def plan_of(tp: int = 2, nodes: int = 2, *, gpus: bool = True, **changes: Any) -> Plan:
+def plan_of(tp: int = 2, nodes: int = 2, *, gpus: NodeGpus | bool = True, **changes: Any) -> Plan:
     """``tp`` ranks on each of ``nodes``."""
-    shape = NodeShape(slots=tp, slots_all=tp, has_gpus=gpus)
+    shape = NodeShape(slots=tp, slots_all=tp, has_gpus=bool(gpus))
     layout = lay_out(Cut(tp=tp, pp=nodes), 1, shape)
     step = Step(kind="leader", nodes=nodes, tasks_per_node=tp)
-    wanted = {"engine": "tensorrt-llm", "model_path": "/m", "launcher": "srun", "mpi": "pmix"}
+    wanted: dict[str, Any] = {
+        "engine": "tensorrt-llm",
+        "model_path": "/m",
+        "launcher": "srun",
+        "mpi": "pmix",
+    }
+    wanted["gpus"] = gpus if isinstance(gpus, NodeGpus) else None
     return make_plan(**{**wanted, "layout": layout, "step": step, **changes})
 
 
@@ -267,6 +275,225 @@ def test_versions_that_differ_between_nodes_are_named_with_the_node() -> None:
     assert "torch missing on node0" in found.problem.message
     assert "torch 2.8.0 on node2" in found.problem.message
     assert "python" not in found.problem.message
+
+
+def test_a_driver_of_its_own_is_not_blamed_on_the_image() -> None:
+    plan = plan_of(1, 3)
+    of_node = {
+        n: {"versions": {"python": "3.12", "driver": "535.1" if n else "550.2"}} for n in range(3)
+    }
+    found = one(judged(plan, ranks_of(plan, of_node)), "preflight.versions")
+    assert (found.hosts, found.problem.severity) == (("node0",), "warning")
+    assert "image" not in str(found.problem.hint)
+
+
+def test_drivers_do_not_hide_what_else_differs() -> None:
+    plan = plan_of(1, 2)
+    of_node = {n: {"versions": {"python": f"3.{n}", "driver": f"55{n}"}} for n in range(2)}
+    first, second = judged(plan, ranks_of(plan, of_node))
+    assert (first.problem.severity, second.problem.severity) == ("error", "warning")
+    assert "driver" not in first.problem.message
+
+
+# --- what the site says of GPUs and ports
+
+
+H100 = NodeGpus(count=2, model="h100")
+
+
+def test_gpus_of_another_kind_than_the_site_says_are_named() -> None:
+    plan = plan_of(gpus=H100)
+    names = ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB")
+    found = one(judged(plan, ranks_of(plan, {1: {"gpu_names": names}})), "preflight.gpu-model")
+    assert (found.hosts, found.mendable, found.part) == (("node1",), True, "GPU 1")
+    assert "'NVIDIA A100-SXM4-80GB', and the site says h100" in found.problem.message
+
+
+@pytest.mark.parametrize(
+    ("site", "driver"),
+    [
+        ("gh200", "NVIDIA GH200 120GB"),
+        ("gh200", "NVIDIA GH200 480GB"),
+        ("rtx-4090", "NVIDIA GeForce RTX 4090"),
+        ("rtx4090", "NVIDIA GeForce RTX 4090"),
+        ("rtx-a6000", "NVIDIA RTX A6000"),
+        ("a6000", "NVIDIA RTX A6000"),
+        ("rtx-6000-ada", "NVIDIA RTX 6000 Ada Generation"),
+        ("quadro_rtx_8000", "Quadro RTX 8000"),
+        ("gtx1080ti", "NVIDIA GeForce GTX 1080 Ti"),
+        ("l40s", "NVIDIA L40S"),
+        ("a30", "NVIDIA A30"),
+        ("a100", "A100-SXM-64GB"),
+        ("a100-80gb", "NVIDIA A100-SXM4-80GB"),
+        ("a100_sxm4_40gb", "NVIDIA A100-SXM4-40GB"),
+        ("A100-PCIe", "NVIDIA A100 80GB PCIe"),
+        ("nvidia-v100-32gb", "Tesla V100-SXM2-32GB"),
+        ("h100-sxm5", "NVIDIA H100 80GB HBM3"),
+        ("h100sxm", "NVIDIA H100 80GB HBM3"),
+        ("H100 NVL", "NVIDIA H100 NVL"),
+        ("b200", "NVIDIA B200"),
+        ("gb200-nvl72", "NVIDIA GB200"),
+        ("hopper", "NVIDIA H100 80GB HBM3"),
+    ],
+)
+def test_the_sites_name_of_a_gpu_is_found_in_the_drivers(site: str, driver: str) -> None:
+    assert of_models(site, driver, "NVIDIA T4") == []
+
+
+# What the drivers of these sites' nodes are known to call them.
+DRIVERS = {
+    "a100": (
+        *("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM-64GB"),
+        *("NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe", "A100-SXM4-40GB"),
+    ),
+    "gh200": ("NVIDIA GH200 120GB", "NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e"),
+    "h100": (
+        *("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H100 NVL"),
+        *("NVIDIA H100 64GB HBM2", "NVIDIA H100"),
+    ),
+    "h200": ("NVIDIA H200", "NVIDIA H200 NVL"),
+    "l40s": ("NVIDIA L40S",),
+}
+SHIPPED = sorted(
+    (site.stem, name, partition["gpus"]["model"])
+    for site in Path("site_configs").glob("*.yaml")
+    for name, partition in (yaml.safe_load(site.read_text()).get("partitions") or {}).items()
+    if partition and partition.get("gpus")
+)
+
+
+@pytest.mark.parametrize(("site", "partition", "model"), SHIPPED)
+def test_no_shipped_site_calls_its_gpus_what_their_driver_does_not(
+    site: str, partition: str, model: str
+) -> None:
+    assert [name for name in DRIVERS[model] if of_models(model, name, "NVIDIA T4")] == []
+    assert of_models(model, "Tesla V100-SXM2-32GB", f"NVIDIA {model.upper()}"), (site, partition)
+
+
+def test_shipped_sites_have_gpus() -> None:
+    assert len(SHIPPED) > 20
+
+
+def of_models(site: str, first: str, second: str) -> list[Finding]:
+    """What is found where the first of two nodes has the one, the second the other."""
+    plan = plan_of(gpus=NodeGpus(count=2, model=site))
+    names = {n: {"gpu_names": (name, name)} for n, name in enumerate((first, second))}
+    found = judged(plan, ranks_of(plan, names))
+    assert {f.problem.code for f in found} <= {"preflight.gpu-model"}
+    return [f for f in found if "node0" in f.hosts]
+
+
+def test_where_all_gpus_are_of_one_other_kind_the_site_file_is_wrong_rather() -> None:
+    plan = plan_of(gpus=H100)
+    names = ("NVIDIA A100-SXM4-80GB",) * 2
+    found = one(
+        judged(plan, ranks_of(plan, everywhere(plan, gpu_names=names))), "preflight.gpu-model"
+    )
+    assert found.problem.severity == "warning"
+    assert "of node0, node1 is" in found.problem.message
+
+
+def test_a_gpu_that_the_job_does_not_use_may_be_any() -> None:
+    plan = plan_of(gpus=H100)
+    three = {
+        "gpus": ("GPU-a", "GPU-b", "GPU-c"),
+        "gpu_names": ("NVIDIA H100",) * 2 + ("NVIDIA T400",),
+    }
+    assert judged(plan, ranks_of(plan, {0: three})) == []
+    by_name = ranks_of(plan, {0: three, 1: three | {"gpus": ("GPU-d", "GPU-e", "GPU-f")}})
+    by_name[0] = dataclasses.replace(by_name[0], visible="GPU-a,GPU-c")
+    found = judged(plan, by_name)
+    assert [f.part for f in found if f.problem.code == "preflight.gpu-model"] == ["GPU 2"]
+
+
+RAILS = Network(
+    type="infiniband", rate=400, rails=tuple(Rail(hca=f"mlx5_{n}:1", gpus=(n,)) for n in (0, 1))
+)
+
+
+def port(number: int, **changes: Any) -> Port:
+    well: dict[str, Any] = {
+        "adapter": f"mlx5_{number}",
+        "number": 1,
+        "state": "Active",
+        "physical": "LinkUp",
+        "rate_gbps": 400.0,
+        "link_layer": "InfiniBand",
+    }
+    return Port(**well | changes)
+
+
+def with_ports(plan: Plan, *of_second: Port) -> list[Facts]:
+    """Ranks of two nodes, of which the second has these ports."""
+    first, rdma = (port(0), port(1)), ("mlx5_0", "mlx5_1")
+    return ranks_of(
+        plan, {0: {"ports": first, "rdma": rdma}, 1: {"ports": of_second, "rdma": rdma}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ((port(0), port(1, state="Down", physical="Polling")), "is Down (Polling)"),
+        ((port(0), port(1, state="Init")), "is Init (LinkUp)"),
+        ((port(0), port(1, rate_gbps=200.0)), "runs at 200 Gbit/s, and the site says 400"),
+        ((port(0), port(1, link_layer="Ethernet")), "is Ethernet, and the site says InfiniBand"),
+        ((port(0),), "is a rail of the site and is not there"),
+        ((port(0), port(1, state=None, physical=None)), "is mute (mute)"),
+    ],
+)
+def test_a_rail_that_is_not_as_the_site_says_is_named_with_its_node(
+    second: tuple[Port, ...], said: str
+) -> None:
+    plan = plan_of(network=RAILS)
+    found = one(judged(plan, with_ports(plan, *second)), "preflight.port")
+    assert found.problem.message == f"mlx5_1:1 of node1 {said}"
+    assert (found.hosts, found.mendable, found.part) == (("node1",), True, "mlx5_1:1")
+    assert found.problem.severity == "error"
+
+
+def test_rails_that_no_node_has_as_the_site_says_are_the_sites_mistake() -> None:
+    plan = plan_of(network=RAILS)
+    half = {"ports": (port(0), port(1, rate_gbps=200.0)), "rdma": ("mlx5_0", "mlx5_1")}
+    found = one(judged(plan, ranks_of(plan, everywhere(plan, **half))), "preflight.port")
+    assert found.problem.severity == "warning"
+    assert found.problem.message.startswith("mlx5_1:1 of node0, node1 runs at 200 Gbit/s")
+
+
+def test_ports_are_judged_by_what_the_site_declares_alone() -> None:
+    bad = (port(0), port(1, state="Down"), port(2, state="Down"))
+    bare = plan_of(network=dataclasses.replace(RAILS, rails=()))
+    assert judged(bare, with_ports(bare, *bad)) == []
+    sockets = plan_of(network=dataclasses.replace(RAILS, sockets=True))
+    assert judged(sockets, with_ports(sockets, *bad)) == []
+    well = plan_of(network=RAILS)
+    assert judged(well, with_ports(well, port(0), port(1), port(2, state="Down"))) == []
+    faster = (port(0, rate_gbps=800.0), port(1))
+    assert judged(well, with_ports(well, *faster)) == []
+    # A container may show none of them.
+    assert judged(well, ranks_of(well)) == []
+
+
+# --- places
+
+
+def test_a_rank_that_is_on_a_node_of_no_job_is_named_and_no_other_node_helps() -> None:
+    plan = plan_of(1, 2)
+    first, second = ranks_of(plan, job="7", nodes="node[0-1]")
+    assert judged(plan, [first, second]) == []
+    astray = dataclasses.replace(second, host="login1.cluster", job=None, nodes=None)
+    found = one(judged(plan, [first, astray]), "preflight.wrong-node")
+    assert (found.hosts, found.mendable) == (("login1.cluster",), False)
+    # A launcher over ssh hands on no variables of the job; its nodes are right all the same.
+    by_ssh = dataclasses.replace(second, host="node1.cluster", job=None, nodes=None)
+    assert judged(plan, [first, by_ssh]) == []
+    # Slurm may have names of its own for nodes.
+    renamed = dataclasses.replace(first, nodes="gpu[0-1]")
+    assert judged(plan, [renamed, dataclasses.replace(second, job=None, nodes=None)]) == []
+    unknown = dataclasses.replace(first, nodes=None)
+    assert judged(plan, [unknown, astray]) == []
+    broken = dataclasses.replace(first, nodes="node[0-")
+    assert judged(plan, [broken, astray]) == []
 
 
 def test_a_world_of_another_size_is_told_before_ranks_are_looked_for() -> None:

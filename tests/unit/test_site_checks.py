@@ -346,6 +346,7 @@ def test_nodes_that_may_differ_are_refused_unless_they_are_allowed() -> None:
     assert fault(job).code == "plan.mixed-nodes"
     assert warnings({**job, "allow": ["mixed-nodes"]}) == ["plan.mixed-nodes"]
     assert warnings({**job, **asking(constraint="[a100|h100]&ib")}) == []
+    assert fault({**job, **asking(constraint="[a100*1&h100*1]")}).code == "plan.mixed-nodes"
     assert warnings({"parallelism": {"tp": 4}, **asking(constraint="a100|h100")}) == []
 
 

@@ -32,6 +32,7 @@ GPUS = {
 GPU = {"nodes": 32, "time_limit": "1d", "cpus": {"count": 96}, "gpus": GPUS}
 NETWORK = {"type": "infiniband", "rate": 400, "nics": 8}
 CPU = {"nodes": 4, "time_limit": "1d", "memory": "64GB"}
+CHAINED = {**GPU, "limits": {"jobs_queued": 9}}
 SRUN = {"with": "srun", "mpi": "pmix"}
 FEW = Prompts(mean=200, p95=400, most_new=256, rows=10_000, source="told")
 
@@ -160,7 +161,8 @@ def test_no_more_nodes_are_tried_than_a_job_can_have() -> None:
     problem = error("llama-3.1-405b", partition=small)
     assert (problem.code, str(problem.where)) == ("plan.auto-no-fit", "job.yaml:2:8")
     assert "tp 8 needs 99.3 GiB of 78.8 GiB" in problem.message
-    assert error("llama-3.1-405b", partition={**GPU, "limits": {"max_gpus": 8}}).code == problem.code
+    few = {**GPU, "limits": {"max_gpus": 8}}
+    assert error("llama-3.1-405b", partition=few).code == problem.code
 
 
 # What cannot be computed
@@ -278,7 +280,7 @@ def test_there_are_as_many_allocations_as_end_in_time() -> None:
         ({"scheduler": {"max_array_size": 5}}, 5),
         ({"job": {"resources": {"at_once": 6, "time": "1h"}}}, 6),
         ({"scheduler": {"type": "local"}}, 1),
-        ({"scheduler": {"restart": "chain"}, "partition": {**GPU, "limits": {"jobs_queued": 9}}}, 2),
+        ({"scheduler": {"restart": "chain"}, "partition": CHAINED}, 2),
     ],
 )
 def test_what_a_user_may_have_bounds_them(changes: dict[str, Any], most: int) -> None:

@@ -354,6 +354,12 @@ def test_steps_do_not_count_the_gpus_of_their_job_again() -> None:
     assert [dict(job.tres.gpu_types) for job in jobs] == [{"a100_3g.20gb": 1}, {"h100": 1}]
 
 
+def test_raw_ids_are_ids_where_there_are_no_others() -> None:
+    rows = ("JobIDRaw|AllocTRES|State", "123|cpu=8,gres/gpu=2|COMPLETED", "123.batch|cpu=8|FAILED")
+    (job,) = read_job_rows("".join(f"{row}|\n" for row in rows)).jobs
+    assert (job.id, job.tres.gpus) == ("123", 2)
+
+
 def test_what_an_exclusive_job_was_given_is_in_alloctres() -> None:
     asked, given = capture("sacct_P_reqtres_vs_alloctres_exclusive.txt").splitlines()[1::2]
     (job,) = read_job_rows(f"1|{asked}|{given}\n", ("JobID", "ReqTRES", "AllocTRES")).jobs
@@ -451,6 +457,8 @@ def test_leaves_of_a_tree_and_blocks_are_read() -> None:
     ]
     block = read_topology(capture("scontrol_show_topology_block_synthetic.txt"))
     assert (block.kind, [leaf.name for leaf in block.leaves]) == ("block", ["b01", "b02"])
+    cut = "BlockName=b1 BlockIndex=0 Nodes=t[1-9] BlockSize=9\nAggregatedBlock=b1 BlockIndex=1 Nod"
+    assert [(leaf.name, leaf.nodes) for leaf in read_topology(cut).leaves] == [("b1", "t[1-9]")]
     assert read_topology("").kind is None
     with pytest.raises(ParseError, match="not a topology"):
         read_topology(capture("scontrol_show_partition_daic.txt"))

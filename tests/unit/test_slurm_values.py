@@ -177,6 +177,10 @@ def test_memory_is_bytes_of_a_node_or_a_cpu(text: str, memory: Memory | None) ->
         (["down", "NOT_RESPONDING"], "DOWN", {"NOT_RESPONDING"}, False),
         (["IDLE*"], "IDLE", {"NOT_RESPONDING"}, False),
         (["completing"], None, {"COMPLETING"}, False),
+        (["plnd"], "IDLE", {"PLANNED"}, True),
+        (["planned*"], "IDLE", {"PLANNED", "NOT_RESPONDING"}, False),
+        (["block"], "IDLE", {"BLOCKED"}, True),
+        (["DOWN", "PLANNED"], "DOWN", {"PLANNED"}, False),
         ([""], None, set(), False),
     ],
 )

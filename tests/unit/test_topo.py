@@ -143,6 +143,26 @@ def test_a_table_of_peer_access_is_refused_as_such() -> None:
         read_topo(capture("topo_p2p_r_8xh100.txt"))
 
 
+def test_a_table_of_peer_access_beside_it_does_no_harm() -> None:
+    text = capture("topo_2gpu_node_then_p2p.txt")
+    table, access = text.split("\n\n          GPU0 GPU1\n")
+    for both in (text, f"          GPU0 GPU1\n{access}\n{table}\n"):
+        topo = read_topo(both)
+        assert topo.gpu_link(0, 1) == Cell(Distance.NODE)
+        assert write_ranges(topo.cpus[1]) == "0-15"
+    alone = "\tGPU0\tCPU Affinity\nGPU0\t X \t0-7\n\tGPU0\nGPU0\tX\n  OK   = Status Ok\n"
+    assert write_ranges(read_topo(alone).cpus[0]) == "0-7"
+
+
+def test_cpus_that_the_tool_itself_has_cut_off_are_unknown() -> None:
+    topo = read_topo(capture("topo_v100_pcie_2gpu_clipped_cpus.txt"))
+    assert not topo.cpus
+    assert topo.numa == {0: frozenset({0}), 1: frozenset({1})}
+    short = "\tGPU0\tCPU Affinity\tNUMA Affinity\nGPU0\t X \t0,2,4,6\t0\n"
+    assert topo.gpu_link(0, 1) == Cell(Distance.SYS)
+    assert write_ranges(read_topo(short).cpus[0]) == "0,2,4,6"
+
+
 def test_the_table_of_amd_is_refused() -> None:
     with pytest.raises(ParseError, match="no distances"):
         read_topo("       GPU0   GPU1\nGPU0   0      XGMI\nGPU1   XGMI   0\n")

@@ -56,12 +56,15 @@ def choose_sizes(
     stated = r.job.parallelism
     cut = Cut(tp=stated.tp, pp=stated.pp, ep=stated.ep) if stated != "auto" else None
     found = None
-    if partition.gpus is None or not ENGINES[r.job.engine].needs_model:
+    if any(p.severity == "error" for p in r.problems):
+        cut = cut or Cut()  # of options that are wrong nothing is computed
+    elif partition.gpus is None or not ENGINES[r.job.engine].needs_model:
         if cut is None:
             _decide_cut(r, cut := Cut(), "of an engine without a model, or on CPUs")
     elif (reason := unanswerable(r, name, partition)) is None:
         found = search(ask(r, partition, node, limits, cut))
         cut = _proved(r, name, found, cut)
+        r.decide("rows", _rows_words(r), r.facts.prompts.source)
     elif cut is None:
         code, message, hint = reason
         where = _PLACES.get(code, "parallelism")
@@ -77,6 +80,15 @@ def choose_sizes(
     replicas = _replicas(r, partition, node, limits, cut, chosen)
     return Sizes(
         cut=cut, replicas=replicas, search=found, options=dict(chosen.sizes) if chosen else {}
+    )
+
+
+def _rows_words(r: Resolver) -> str:
+    told, work = r.facts.prompts, workload(r, r.facts.shape)
+    rows = "unknown" if told.rows is None else f"about {told.rows:,}"
+    return (
+        f"{rows}, prompts of {told.mean:.0f} tokens (p95 {told.p95}), answers of "
+        f"{work.new_tokens:.0f} of at most {told.most_new}"
     )
 
 

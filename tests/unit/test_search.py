@@ -210,6 +210,25 @@ def test_layers_that_the_job_spreads_decide_how_many_stages_there_are() -> None:
     assert {c.cut.pp for c in search(question("llama-3.1-70b", options=layers)).kept} == {2}
 
 
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([1, "a"])
+OPTIONS = st.sampled_from(
+    """
+    max_batch_size max_num_tokens max_seq_len kv_cache_config cuda_graph_config dtype pp_partition
+    enable_attention_dp gpu_memory_utilization max_model_len max_num_seqs kv_cache_dtype block_size
+    kv_cache_memory_bytes max_num_batched_tokens enforce_eager cache_memory
+    """.split()
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(OPTIONS, VALUES | st.dictionaries(st.text(), VALUES)),
+    st.sampled_from(["tensorrt-llm", "vllm", "transformers"]),
+)
+def test_options_of_any_kind_break_nothing(options: dict[str, Any], engine: str) -> None:
+    search(question("llama-3.1-8b", options=options, engine=engine))
+
+
 # Nodes that are given whole
 
 

@@ -211,13 +211,12 @@ def test_layers_that_the_job_spreads_decide_how_many_stages_there_are() -> None:
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([1, "a"])
-OPTIONS = st.sampled_from(
-    """
-    max_batch_size max_num_tokens max_seq_len kv_cache_config cuda_graph_config dtype pp_partition
-    enable_attention_dp gpu_memory_utilization max_model_len max_num_seqs kv_cache_dtype block_size
-    kv_cache_memory_bytes max_num_batched_tokens enforce_eager cache_memory
-    """.split()
-)
+NAMES = """
+max_batch_size max_num_tokens max_seq_len kv_cache_config cuda_graph_config dtype pp_partition
+enable_attention_dp gpu_memory_utilization max_model_len max_num_seqs kv_cache_dtype block_size
+kv_cache_memory_bytes max_num_batched_tokens enforce_eager cache_memory
+"""
+OPTIONS = st.sampled_from(NAMES.split())
 
 
 @settings(max_examples=150, deadline=None)

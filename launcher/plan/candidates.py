@@ -117,6 +117,9 @@ _SMALLER: tuple[_Sizes, ...] = (
 _MOST: _Sizes = {_BATCH: 2048, _TOKENS: 16384}
 _GROWS = {"max-batch-size": _BATCH, "max-num-tokens": _TOKENS}
 _LEAST_GAIN = 1.01
+# vLLM keeps room for one row as long as the model takes, or with this as long as fits beside the
+# weights (v1/core/kv_cache_utils.py, _auto_fit_max_model_len, in 0.20 to 0.33).
+_LENGTH, _AS_FITS = "max_model_len", -1
 
 
 class Trial:
@@ -141,6 +144,7 @@ class Trial:
             gpu_model=question.gpus.model,
             env=question.env,
         )
+        self._ladder = self._sizes_to_try()
 
     def allows(self, cut: Cut) -> bool:
         """Whether ``cut`` can be whatever memory there is; notes the first reason why not."""
@@ -169,7 +173,7 @@ class Trial:
         ValueError
             The sizes of the model's tensors are not known.
         """
-        sizes, found = self._largest_that_fits(cut)
+        sizes, found = self._first_that_fits(cut)
         if not found.fits and not (found.may_fit and cut == self.question.cut):
             reason = _shortage(found, self._sized(sizes))
             self.rejected.append(Rejected(cut=cut, code="plan.gpu-memory", reason=reason))
@@ -180,27 +184,35 @@ class Trial:
         self.kept.append(best)
         return best
 
-    def _largest_that_fits(self, cut: Cut) -> tuple[_Sizes, Fit]:
-        """Of the usual sizes and smaller ones; the last ones where none of them do."""
-        usual = self._own_sizes({_BATCH: self._engine.sequences, _TOKENS: self._engine.tokens})
-        sizes, found = usual, self._fit_longest(cut, usual)
-        for smaller in map(self._own_sizes, _SMALLER if usual else ()):
+    def _first_that_fits(self, cut: Cut) -> tuple[_Sizes, Fit]:
+        """Or the last sizes that were tried."""
+        sizes = self._ladder[0]
+        found = self._fit_longest(cut, sizes)
+        for smaller in self._ladder[1:]:
             if found.fits:
                 break
             sizes, found = smaller, self._fit_longest(cut, smaller)
         return sizes, found
 
-    def _own_sizes(self, sizes: _Sizes) -> _Sizes:
-        """Those of ``sizes`` that are this project's to choose: the job is silent."""
+    def _sizes_to_try(self) -> list[_Sizes]:
+        """What is this project's to choose, because the job is silent, in order."""
+        given = self.question.options
+        if self.question.engine == "vllm" and _LENGTH not in given:
+            return [{}, {_LENGTH: _AS_FITS}]
         if self.question.engine != "tensorrt-llm":
-            return {}
-        return {name: n for name, n in sizes.items() if name not in self.question.options}
+            return [{}]
+        usual = {_BATCH: self._engine.sequences, _TOKENS: self._engine.tokens}
+        return [
+            {name: n for name, n in sizes.items() if name not in given}
+            for sizes in (usual, *_SMALLER)
+        ]
 
     def _sized(self, sizes: Mapping[str, int]) -> EngineMemory:
         return replace(
             self._engine,
             sequences=sizes.get(_BATCH, self._engine.sequences),
             tokens=sizes.get(_TOKENS, self._engine.tokens),
+            whole_length=self._engine.whole_length and _LENGTH not in sizes,
         )
 
     def _fit_longest(self, cut: Cut, sizes: _Sizes) -> Fit:

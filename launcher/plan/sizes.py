@@ -19,7 +19,6 @@ from launcher.plan.resolver import Resolver
 from launcher.plan.search import Candidate, Search, search
 from launcher.plan.site_checks import ATTEMPTS
 from launcher.plan.types import Cut, Layout
-from launcher.spec.job import Parallelism
 from launcher.spec.site import Partition, Qos
 from launcher.units import format_bytes, format_duration
 
@@ -53,9 +52,7 @@ def choose_sizes(
     Notes ``plan.auto-model``, ``plan.auto-options``, ``plan.auto-gpu-memory`` and
     ``plan.auto-no-fit``; the sizes are then 1.
     """
-    stated = r.job.parallelism
-    cut = Cut(tp=stated.tp, pp=stated.pp, ep=stated.ep) if stated != "auto" else None
-    found = None
+    cut, found = _stated_cut(r), None
     if any(p.severity == "error" for p in r.problems):
         cut = cut or Cut()  # of options that are wrong nothing is computed
     elif partition.gpus is None or not ENGINES[r.job.engine].needs_model:
@@ -71,16 +68,23 @@ def choose_sizes(
         r.error(code, message, where, hint=hint)
         cut = Cut()
     assert cut is not None  # noqa: S101 - each case above decides it, or was told it
-    if isinstance(stated, Parallelism):
-        for axis in ("tp", "pp", "ep"):
-            r.from_job(f"parallelism.{axis}", getattr(cut, axis))
     chosen = found.chosen if found else None
     for key, value in (chosen.sizes if chosen else {}).items():
-        r.decide(f"engine_options.{key}", value, "the largest step that is of use and fits")
+        why = _WHY_SIZES.get(key, "the largest step that is of use and fits")
+        r.decide(f"engine_options.{key}", value, why)
     replicas = _replicas(r, partition, node, limits, cut, chosen)
     return Sizes(
         cut=cut, replicas=replicas, search=found, options=dict(chosen.sizes) if chosen else {}
     )
+
+
+def _stated_cut(r: Resolver) -> Cut | None:
+    stated = r.job.parallelism
+    if stated == "auto":
+        return None
+    for axis in ("tp", "pp", "ep"):
+        r.from_job(f"parallelism.{axis}", getattr(stated, axis))
+    return Cut(tp=stated.tp, pp=stated.pp, ep=stated.ep)
 
 
 def _rows_words(r: Resolver) -> str:
@@ -92,6 +96,7 @@ def _rows_words(r: Resolver) -> str:
     )
 
 
+_WHY_SIZES = {"max_model_len": "as long as fits: a row of the model's longest does not"}
 _PLACES = {"plan.auto-model": "model", "plan.auto-options": "engine_options"}
 
 
@@ -118,11 +123,13 @@ def _proved(r: Resolver, name: str, found: Search, stated: Cut | None) -> Cut:
 
 def _nothing_fits(r: Resolver, name: str, found: Search) -> None:
     nearest = max(
-        found.rejected, key=lambda x: (x.code == "plan.gpu-memory", x.cut.ranks, x.cut.tp)
+        found.rejected,
+        key=lambda x: (x.code == "plan.gpu-memory", x.cut.ranks, x.cut.tp),
+        default=None,
     )
-    message = (
-        f"no cut of {r.job.model} fits partition {name}: {cut_words(nearest.cut)} {nearest.reason}"
-    )
+    message = f"no cut of {r.job.model} fits partition {name}"
+    if nearest is not None:
+        message += f": {cut_words(nearest.cut)} {nearest.reason}"
     hint = "choose a partition with more memory or nodes, or a checkpoint in fewer bits"
     r.error("plan.auto-no-fit", message, "model", hint=hint)
 

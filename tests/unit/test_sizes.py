@@ -165,6 +165,31 @@ def test_no_more_nodes_are_tried_than_a_job_can_have() -> None:
     assert error("llama-3.1-405b", partition=few).code == problem.code
 
 
+@pytest.mark.parametrize("stated", [{}, {"parallelism": {"tp": 1}}])
+def test_vllm_takes_rows_as_long_as_fit_where_the_models_longest_does_not(
+    stated: dict[str, Any],
+) -> None:
+    long = replace(BUILTIN["llama-3.1-8b"], max_position_embeddings=10**6)
+    job = {"engine": "vllm", **stated}
+    found = resolved(long, job)
+    assert found.plan.layout.cut == Cut()
+    assert found.plan.engine_options == {"max_model_len": -1}
+    assert found.warnings == ()
+    short = replace(long, max_position_embeddings=10**4)
+    assert resolved(short, job).plan.engine_options == {}
+    given = {**job, "engine_options": {"max_model_len": 4096}}
+    assert resolved(long, given).plan.engine_options == {"max_model_len": 4096}
+
+
+def test_stages_that_no_nodes_suit_are_no_fit() -> None:
+    job = {"engine_options": {"pp_partition": [16, 16, 16, 16, 16]}}
+    with pytest.raises(PlanError) as caught:
+        resolved("llama-3.1-70b", job, {**GPU, "limits": {"max_nodes": 1}})
+    assert [p.message for p in caught.value.problems if p.code == "plan.auto-no-fit"] == [
+        "no cut of m fits partition p"
+    ]
+
+
 # What cannot be computed
 
 

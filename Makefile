@@ -79,8 +79,9 @@ test-fast: venv ## the tests that need no model and build no package
 torture: venv ## workers killed and stopped at random for MINUTES, and at every call that they make
 	TORTURE_S=$$(( $(MINUTES) * 60 )) $(BIN)/python -m pytest tests/faults --timeout=0 -s
 
-bench: venv ## how long the commands take to start, and what they import
+bench: venv ## how long commands take to start, what they import, and how long a cut is searched
 	$(BIN)/python benchmarks/cli_start.py
+	$(BIN)/python benchmarks/planner_speed.py
 
 makespan: venv ## how long runs of 16 simulated replicas take, against the least that they could
 	$(BIN)/python benchmarks/makespan.py

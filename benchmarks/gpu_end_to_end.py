@@ -207,6 +207,7 @@ class Bench:
             "model": str(self.model),
             "input": {"path": "in.jsonl", "chat": chat},
             "sampling": {"max_tokens": MEAN_TOKENS},  # each row has its own
+            "parallelism": {"tp": 1},
             "replicas": replicas,
             "output": {"path": "run"},
             "engine_options": self.options if engine == self.args.engine else {},

@@ -42,7 +42,7 @@ def envelope(out: str) -> dict[str, Any]:
 
 
 def write_job(folder: Path, *, rows: Sequence[Mapping[str, Any]], **changes: Any) -> Path:
-    """A job file of the echo engine in ``folder``, and its input."""
+    """A job file of one rank of the echo engine in ``folder``, and its input."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "in.jsonl").write_bytes(json_lines(rows))
     spec = {
@@ -51,6 +51,8 @@ def write_job(folder: Path, *, rows: Sequence[Mapping[str, Any]], **changes: Any
         "engine": "echo",
         "model": "echo",
         "input": {"path": "in.jsonl", "prompt": "{{ text }}", "chat": False},
+        "parallelism": {"tp": 1},
+        "replicas": 1,
         "output": {"path": "run"},
     }
     path = folder / "job.yaml"

@@ -169,7 +169,13 @@ def render(
     """
     folder.mkdir()
     (folder / "in.jsonl").write_bytes(json_lines(rows))
-    spec: dict[str, Any] = {"schema": 1, "name": "gpu", "output": {"path": "run"}}
+    spec: dict[str, Any] = {
+        "schema": 1,
+        "name": "gpu",
+        "output": {"path": "run"},
+        "parallelism": {"tp": 1},
+        "replicas": 1,
+    }
     site: dict[str, Any] = {
         "schema": 1,
         "name": "this-machine",

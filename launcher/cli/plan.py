@@ -29,12 +29,18 @@ def command(
     from launcher import inputcheck
     from launcher.cli.outlook import outlook_data, outlook_rows
     from launcher.outlook import expected_start, forecast
+    from launcher.plan import outline
     from launcher.plan.picture import draw, summary
     from launcher.prepare import prepare
 
     prepared = prepare(Path(job), site=site, settings=settings)
     plan = prepared.resolution.plan
     sections = [columns(summary(plan)), draw(plan)]
+    found = prepared.resolution.search
+    if found is not None and found.chosen is not None:
+        sections.append(outline.memory_bars(found))
+        sections.append(columns(outline.candidate_rows(found)))
+        sections.append(columns([*outline.thumb_rows(found), *outline.rejected_rows(found)]))
     if explain:
         rows = [(d.key, d.value, d.source) for d in prepared.resolution.decisions]
         sections.append(columns([("value of", "is", "because of"), *rows]))
@@ -77,6 +83,8 @@ def _length_words(lengths: Lengths | None, unit: str) -> str:
 
 def plan_data(prepared: Prepared) -> dict[str, Any]:
     """``data`` of ``plan --output json``."""
+    from launcher.plan.outline import search_data
+
     plan = prepared.resolution.plan
     return {
         "name": plan.name,
@@ -92,6 +100,7 @@ def plan_data(prepared: Prepared) -> dict[str, Any]:
         "launcher": plan.launcher,
         "directives": [list(pair) for pair in plan.directives],
         "decisions": [dataclasses.asdict(d) for d in prepared.resolution.decisions],
+        **search_data(prepared.resolution.search),
     }
 
 

@@ -137,7 +137,7 @@ def cuda_bytes(model: str, sold_bytes: int) -> int:
 
 
 # Of `dtype` and `torch_dtype`.
-_PLAIN_BITS: Mapping[object, int] = {"float32": 32, "float": 32}
+_PLAIN_BITS: Mapping[str, int] = {"float32": 32, "float": 32}
 
 
 def _kv_bits(shape: ModelShape, asked: object, plain_bits: int) -> float:
@@ -180,7 +180,7 @@ def _tensorrt_llm(
     own = given["kv_cache_config"]
     cache = own if isinstance(own, Mapping) else {}
     dtype = given.get("dtype", "auto")
-    plain_bits = _PLAIN_BITS.get(shape.torch_dtype if dtype == "auto" else dtype, 16)
+    plain_bits = _PLAIN_BITS.get(str(shape.torch_dtype if dtype == "auto" else dtype), 16)
     return EngineMemory(
         # 0.9 where its options were replaced as a whole.
         fraction=_share(cache, "free_gpu_memory_fraction", 0.9),
@@ -230,7 +230,7 @@ def _vllm(
         of_free=False,
         kv_bits=_kv_bits(shape, options.get("kv_cache_dtype"), 16),
         # `auto` lowers float32 to 16 bits (config/model.py, _resolve_auto_dtype).
-        plain_bits=_PLAIN_BITS.get(options.get("dtype"), 16),
+        plain_bits=_PLAIN_BITS.get(str(options.get("dtype")), 16),
         block=_count(options, "block_size") or 16,
         windows=not options.get("disable_hybrid_kv_cache_manager"),
         tokens=tokens,
@@ -258,8 +258,40 @@ def _vllm(
     )
 
 
+def _transformers(
+    shape: ModelShape,
+    options: Mapping[str, Any],
+    gpu_bytes: int,  # noqa: ARG001 - the others' parameters
+    gpu_model: str,  # noqa: ARG001 - the same
+    env: Mapping[str, str],  # noqa: ARG001 - the same
+) -> EngineMemory:
+    asked = options.get("dtype", "auto")
+    plain_bits = _PLAIN_BITS.get(str(shape.torch_dtype if asked == "auto" else asked), 16)
+    return EngineMemory(
+        # launcher/engines/continuous.py; cohorts take their cache as they grow.
+        fraction=_share(options, "cache_memory", 0.7),
+        of_free=True,
+        kv_bits=plain_bits,
+        plain_bits=plain_bits,
+        block=32,
+        windows=False,
+        tokens=8192,
+        sequences=_count(options, "max_batch_size") or 256,
+        length=None,
+        whole_length=False,
+        reserve_bytes=GIB,
+        peers_bytes=2 * GIB // 5,
+        graphs_bytes=0,
+        logit_bytes=10,
+        draws_inside=False,
+        outside_share=0.0,
+        uneven_first=True,
+    )
+
+
 ENGINES: Mapping[str, Callable[..., EngineMemory]] = {
     "tensorrt-llm": _tensorrt_llm,
+    "transformers": _transformers,
     "vllm": _vllm,
 }
-"""The engines that have a KV cache of a size of their own."""
+"""The engines that have a KV cache."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from launcher.plan.types import Allocation, Cut, Layout, Placement
 
-__all__ = ["NodeShape", "lay_out"]
+__all__ = ["NodeShape", "lay_out", "span"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ def lay_out(cut: Cut, replicas: int, node: NodeShape) -> Layout:
     ``Mapping``): ``rank = pp_rank * tp + tp_rank``, ``local_rank = rank % gpus_per_node``,
     nodes filled block by block. Changing it here alone silently breaks multi-node engines.
     """
-    nodes, tasks_per_node = _span(cut, node.slots)
+    nodes, tasks_per_node = span(cut, node.slots)
     capacity = node.slots // cut.ranks if nodes == 1 else 1
     count = -(-replicas // capacity)
     packed = -(-replicas // count)
@@ -89,7 +89,7 @@ def lay_out(cut: Cut, replicas: int, node: NodeShape) -> Layout:
     return Layout(replicas=replicas, cut=cut, allocation=allocation, placements=placements)
 
 
-def _span(cut: Cut, slots: int) -> tuple[int, int]:
+def span(cut: Cut, slots: int) -> tuple[int, int]:
     """Nodes of one replica, and its ranks on each."""
     if cut.ranks <= slots:
         return 1, cut.ranks

@@ -13,7 +13,7 @@ from launcher.plan.memory import Fit, StageMemory, fit
 from launcher.plan.types import Cut
 from launcher.units import format_bytes
 
-__all__ = ["check_memory"]
+__all__ = ["check_memory", "uncounted"]
 
 # Options that change what is loaded, or where to, in ways that are not counted here.
 _CHANGING = frozenset(
@@ -28,7 +28,7 @@ _CHANGING = frozenset(
 _SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 
 
-def check_memory(
+def check_memory(  # noqa: PLR0913 - one call, with names
     shape: ModelShape | None,
     cut: Cut,
     engine: str,
@@ -36,6 +36,7 @@ def check_memory(
     *,
     gpu_model: str,
     gpu_bytes: int | None,
+    prompt: int = 0,
     output: int = 0,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Problem]:
@@ -50,21 +51,26 @@ def check_memory(
         One that `launcher.plan.checks.check_cut` has nothing against.
     gpu_bytes
         As the site file has it.
-    output
-        Tokens that one row may get.
+    prompt, output
+        Tokens that one row may have and get.
     """
-    if shape is None or gpu_bytes is None or engine not in ENGINES or _CHANGING & set(options):
+    if shape is None or gpu_bytes is None or engine not in ENGINES or uncounted(options):
         return
     there = cuda_bytes(gpu_model, gpu_bytes)
     memory = engine_memory(engine, shape, options, gpu_bytes=there, gpu_model=gpu_model, env=env)
-    found = fit(shape, cut, memory, there, prompt=0, output=output)
+    found = fit(shape, cut, memory, there, prompt=prompt, output=output)
     if found is None or found.fits:
         return
     message = _message(shape, cut, found)
-    hint = _hint(shape, cut, memory, there, output)
+    hint = _hint(shape, cut, memory, there, (prompt, output))
     yield Problem(
         "plan.gpu-memory", message, hint=hint, severity="warning" if found.may_fit else "error"
     )
+
+
+def uncounted(options: Mapping[str, Any]) -> list[str]:
+    """Those of ``options`` that change what is loaded in ways that are not counted."""
+    return sorted(_CHANGING & set(options))
 
 
 def _message(shape: ModelShape, cut: Cut, found: Fit) -> str:
@@ -84,9 +90,11 @@ def _message(shape: ModelShape, cut: Cut, found: Fit) -> str:
     )
 
 
-def _hint(shape: ModelShape, cut: Cut, engine: EngineMemory, gpu_bytes: int, output: int) -> str:
+def _hint(
+    shape: ModelShape, cut: Cut, engine: EngineMemory, gpu_bytes: int, row: tuple[int, int]
+) -> str:
     def fits(cut: Cut, engine: EngineMemory) -> bool:
-        found = fit(shape, cut, engine, gpu_bytes, prompt=0, output=output)
+        found = fit(shape, cut, engine, gpu_bytes, prompt=row[0], output=row[1])
         return found is not None and found.fits
 
     if fits(cut, replace(engine, whole_length=False)):

@@ -6,6 +6,7 @@ configuration) is in `Facts`, so that the same plan can be made on a laptop.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -21,15 +22,19 @@ from launcher.plan import (
     vllm_options,
 )
 from launcher.plan.capabilities import ENGINES, step_kind
+from launcher.plan.cost import Workload
 from launcher.plan.directives import slurm_directives
 from launcher.plan.engine_options import Complaint
 from launcher.plan.fabric import wire
 from launcher.plan.layout import NodeShape, lay_out
+from launcher.plan.question import workload
 from launcher.plan.resolver import Decision, Facts, Resolver, field_path
 from launcher.plan.runtime import check_runtime, choose_runtime
+from launcher.plan.search import Search
+from launcher.plan.sizes import Sizes, check_node_memory, choose_sizes
 from launcher.plan.types import Cut, Layout, Network, Plan, Step, WorkRuntime
-from launcher.spec.job import JobSpec, Parallelism
-from launcher.spec.site import EngineRuntime, Gpus, Partition, SiteSpec
+from launcher.spec.job import JobSpec
+from launcher.spec.site import EngineRuntime, Gpus, Partition, Qos, SiteSpec
 from launcher.spec.source import Source
 
 __all__ = ["Decision", "Facts", "Resolution", "resolve"]
@@ -37,11 +42,21 @@ __all__ = ["Decision", "Facts", "Resolution", "resolve"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """A plan, what is worth a warning in it, and why each value is what it is."""
+    """A plan, what is worth a warning in it, and why each value is what it is.
+
+    Attributes
+    ----------
+    search
+        What was computed of cuts; None where nothing could be, as on CPUs.
+    workload
+        The rows, as they were taken to be.
+    """
 
     plan: Plan
     warnings: tuple[Problem, ...]
     decisions: tuple[Decision, ...]
+    search: Search | None
+    workload: Workload
 
 
 def resolve(
@@ -58,12 +73,14 @@ def resolve(
     r = Resolver(job, site, job_source, site_source, facts)
     name, partition = _choose_partition(r)
     limits = site_checks.check_selection(r, name, partition)
-    cut, replicas = _sizes(r)
-    node = _node(r, partition)
-    _check_engine(r, cut, node)
-    _check_model(r, cut, partition, node)
+    node = _node(r, partition, limits)
+    _check_options(r)
+    sizes = choose_sizes(r, name, partition, node, limits)
+    _check_engine(r, sizes.cut, node)
+    _check_model(r, sizes, partition, node)
     r.stop_on_errors()
-    layout = lay_out(cut, replicas, node)
+    layout = lay_out(sizes.cut, sizes.replicas, node)
+    check_node_memory(r, name, partition, layout)
     step = _step(job.engine, layout)
     site_checks.check_size(r, layout, partition, name, limits)
     site_checks.check_place(r, layout, partition, name)
@@ -74,7 +91,14 @@ def resolve(
         site_checks.decide_directives(r, layout, name, step, time_s)
     r.stop_on_errors()
     plan = _plan(r, name, layout, step, runtime, time_s)
-    return Resolution(plan=plan, warnings=tuple(r.problems), decisions=tuple(r.decisions))
+    plan = dataclasses.replace(plan, engine_options={**job.engine_options, **sizes.options})
+    return Resolution(
+        plan=plan,
+        warnings=tuple(r.problems),
+        decisions=tuple(r.decisions),
+        search=sizes.search,
+        workload=workload(r, facts.shape),
+    )
 
 
 def _choose_partition(r: Resolver) -> tuple[str, Partition]:
@@ -96,27 +120,7 @@ def _choose_partition(r: Resolver) -> tuple[str, Partition]:
     return wanted, r.site.partitions[wanted]
 
 
-def _sizes(r: Resolver) -> tuple[Cut, int]:
-    for key in ("parallelism", "replicas"):
-        if getattr(r.job, key) == "auto":
-            message = f"`{key}: auto` is not there yet"
-            hint = (
-                "give the sizes, such as {tp: 8, pp: 2}"
-                if key == "parallelism"
-                else "give a number"
-            )
-            r.error("plan.auto-unavailable", message, key, hint=hint)
-    r.stop_on_errors()
-    sizes = r.job.parallelism
-    assert isinstance(sizes, Parallelism)  # noqa: S101 - "auto" has stopped above
-    assert r.job.replicas != "auto"  # noqa: S101 - as before
-    for axis in ("tp", "pp", "ep"):
-        r.from_job(f"parallelism.{axis}", getattr(sizes, axis))
-    r.from_job("replicas", r.job.replicas)
-    return Cut(tp=sizes.tp, pp=sizes.pp, ep=sizes.ep), r.job.replicas
-
-
-def _node(r: Resolver, partition: Partition) -> NodeShape:
+def _node(r: Resolver, partition: Partition, limits: Qos) -> NodeShape:
     slots_all = partition.gpus.per_node if partition.gpus else partition.slots
     wanted = r.job.resources.gpus_per_node
     if wanted is not None and partition.gpus is None:
@@ -128,13 +132,16 @@ def _node(r: Resolver, partition: Partition) -> NodeShape:
         message = f"{wanted} GPUs a node are asked for, but a node has {slots_all}"
         hint = f"ask for at most {slots_all}"
         r.error("plan.gpus-per-node", message, "resources", "gpus_per_node", hint=hint)
-    slots = min(wanted or slots_all, slots_all)
-    source = (
-        None if wanted is None else r.job_source.marks.get(field_path("resources", "gpus_per_node"))
-    )
-    r.decide("gpus_per_node" if partition.gpus else "slots", slots, source or f"site {r.site.name}")
     gpus = partition.gpus
     unit = "node" if gpus and gpus.request is None else gpus.unit if gpus else "gpu"
+    slots = min(wanted or slots_all, slots_all)
+    source: Location | str | None = r.mark("resources.gpus_per_node")
+    most, stated = limits.max_gpus, r.job.parallelism
+    least = 1 if stated == "auto" else stated.tp * stated.pp
+    free = gpus is not None and unit == "gpu" and wanted is None and r.job.replicas == "auto"
+    if free and most is not None and least <= most < slots:
+        slots, source = most, "no job of this partition or QoS can have more"
+    r.decide("gpus_per_node" if gpus else "slots", slots, source or f"site {r.site.name}")
     if unit != "gpu" and r.site.scheduler.type == "slurm":
         r.from_site("gpus.unit", unit, "what can be had of a node")
     return NodeShape(
@@ -167,7 +174,6 @@ def _check_engine(r: Resolver, cut: Cut, node: NodeShape) -> None:
         )
         hint = f"set ep to 1 or {cut.tp}"
         r.error("plan.engine-capability", message, "parallelism", "ep", hint=hint)
-    _check_options(r)
 
 
 def _check_options(r: Resolver) -> None:
@@ -189,7 +195,8 @@ def _complaints(job: JobSpec) -> list[Complaint]:
     return []
 
 
-def _check_model(r: Resolver, cut: Cut, partition: Partition, node: NodeShape) -> None:
+def _check_model(r: Resolver, sizes: Sizes, partition: Partition, node: NodeShape) -> None:
+    cut = sizes.cut
     r.from_job("model", r.job.model)
     if ENGINES[r.job.engine].needs_model:
         gpus = partition.gpus
@@ -206,8 +213,9 @@ def _check_model(r: Resolver, cut: Cut, partition: Partition, node: NodeShape) -
             found = trtllm_checks.without_heads(found, options)
             for problem, path in trtllm_checks.check_model(r.facts.shape, cut, gpu, options):
                 r.problems.append(_located(problem, r.job_source.at(field_path(*path))))
-        if gpus and all(problem.severity == "warning" for problem in found):
-            found += _memory_problems(r, cut, gpus)
+        stated = r.job.parallelism != "auto"  # else it was chosen because it fits
+        if stated and gpus and all(problem.severity == "warning" for problem in found):
+            found += _memory_problems(r, sizes, gpus)
         r.problems += [_located(p, r.job_source.at(field_path("parallelism"))) for p in found]
     if r.facts.chat_template is False and r.job.input.chat:
         message = f"model {r.job.model} has no chat template, so it is probably a base model"
@@ -215,16 +223,17 @@ def _check_model(r: Resolver, cut: Cut, partition: Partition, node: NodeShape) -
         r.error("model.no-chat-template", message, "model", hint=hint)
 
 
-def _memory_problems(r: Resolver, cut: Cut, gpus: Gpus) -> Iterator[Problem]:
+def _memory_problems(r: Resolver, sizes: Sizes, gpus: Gpus) -> Iterator[Problem]:
     return memory_checks.check_memory(
         r.facts.shape,
-        cut,
+        sizes.cut,
         r.job.engine,
-        r.job.engine_options,
+        {**r.job.engine_options, **sizes.options},
         gpu_model=gpus.model,
         gpu_bytes=gpus.memory,
-        output=r.job.sampling.max_tokens,
-        env=r.job.env,
+        prompt=r.facts.prompts.p95,
+        output=r.facts.prompts.most_new,
+        env={**r.site.env, **r.job.env},
     )
 
 

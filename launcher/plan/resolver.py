@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from launcher.errors import Location, PlanError, Problem
 from launcher.models.shapes import ModelShape
+from launcher.plan.workload import UNKNOWN_PROMPTS, Prompts
 from launcher.spec.job import JobSpec
 from launcher.spec.site import SiteSpec
 from launcher.spec.source import Source, child
@@ -35,6 +36,8 @@ class Facts:
         Directories that the job reads input and model from, links followed and not.
     image_archs
         Of images that are files here and say so: the CPUs that they are for.
+    prompts
+        What a sample of the input tells.
     """
 
     shape: ModelShape | None = None
@@ -45,6 +48,7 @@ class Facts:
     origin: str = "/"
     settings: tuple[str, ...] = ()
     image_archs: Mapping[str, str] = field(default_factory=dict)
+    prompts: Prompts = UNKNOWN_PROMPTS
 
 
 @dataclass(frozen=True, slots=True)

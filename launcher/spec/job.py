@@ -199,7 +199,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole job file."""
+    """The whole job file.
+
+    Attributes
+    ----------
+    parallelism, replicas
+        ``auto`` computes them: the cut with the most output tokens a second for each GPU, of those
+        that provably fit, and as many replicas as end in time. Sizes left out of a stated cut
+        are 1.
+    """
 
     schema: Literal[1] = 1
     name: Name
@@ -207,8 +215,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: Text
     input: Input
     sampling: SamplingSpec = SamplingSpec()
-    parallelism: Parallelism | Literal["auto"] = Parallelism()
-    replicas: Positive | Literal["auto"] = 1
+    parallelism: Parallelism | Literal["auto"] = "auto"
+    replicas: Positive | Literal["auto"] = "auto"
     output: Output
     resources: Resources = Resources()
     runtime: Runtime = Runtime()

@@ -16,7 +16,7 @@ from launcher.plan.memory_checks import check_memory
 from launcher.plan.types import Cut
 
 LARGE, SMALL = BUILTIN["llama-3.1-70b"], BUILTIN["llama-3.1-8b"]
-ENGINES = ("tensorrt-llm", "vllm")
+ENGINES = ("tensorrt-llm", "transformers", "vllm")
 
 
 def problems(
@@ -108,7 +108,7 @@ UNKNOWN: dict[str, dict[str, Any]] = {
     "GPU": {"gpu_bytes": None},
     "tensors": {"shape": replace(LARGE, small_tensors=None)},
     "bits": {"shape": replace(LARGE, quantisation=Quantisation(method="unknown", bits=None))},
-    "engine": {"engine": "transformers"},
+    "engine": {"engine": "echo"},
     "option": {"engine": "vllm", "options": {"quantization": "fp8"}},
 }
 

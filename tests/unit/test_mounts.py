@@ -95,7 +95,7 @@ def test_a_container_sees_all_of_the_hubs_cache_and_where_it_really_lies(
     (job.parent / "user").mkdir()
     (job.parent / "user/hf").symlink_to("../big")
     monkeypatch.setenv("HF_HOME", str(job.parent / "user/hf"))
-    settings = ["engine=vllm", "model=org/small", "input.chat=false"]
+    settings = ["engine=vllm", "model=org/small", "input.chat=false", "parallelism={tp: 1}"]
     site = job.parent / "gpus.yaml"
     site.write_text(SITE.replace("{time_limit: 1h}", GPUS))
     mounts = prepare(job, site=str(site), settings=settings).resolution.plan.runtime.mounts

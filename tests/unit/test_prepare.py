@@ -13,6 +13,7 @@ import yaml
 from launcher.errors import HpcLlmError, SpecError
 from launcher.plan import grid
 from launcher.plan.compare import differences
+from launcher.plan.cost import Workload
 from launcher.plan.types import Plan, RunIdentity
 from launcher.prepare import Prepared, prepare, run_directory_files
 
@@ -278,3 +279,43 @@ def test_a_tilde_is_the_home_wherever_the_job_names_a_path(
         str(job.parent / "venv"),
         (str(job.parent / "data"),),
     )
+
+
+# What a sample tells of the rows
+
+
+def rows_of_job(job: Path, *settings: str, **options: Any) -> Workload:
+    return prepare(job, settings=settings, **options).resolution.workload
+
+
+def test_prompts_are_measured_as_they_will_be_sent(job: Path) -> None:
+    short = rows_of_job(job)
+    assert short.prompt_tokens == 2  # "row 7" is five characters
+    long = rows_of_job(job, "input.prompt=" + "x" * 394 + "{{ text }}")
+    assert long.prompt_tokens == 100
+    assert (short.rows, short.most_new_tokens) == (ROWS, 512)
+
+
+def test_rows_are_estimated_from_the_bytes_of_the_first_ones(job: Path) -> None:
+    lines = [json.dumps({"text": "x" * (n % 10)}) for n in range(5000)]
+    (job.parent / "in.jsonl").write_text("\n".join(lines) + "\n")
+    rows = rows_of_job(job).rows
+    assert rows is not None
+    assert abs(rows - 5000) < 100
+    assert rows_of_job(job, limit=7).rows == 7
+
+
+def test_rows_that_override_the_length_of_answers_are_heard(job: Path) -> None:
+    body = {"messages": [{"role": "user", "content": "a" * 40}], "max_tokens": 9}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (job.parent / "in.jsonl").write_text(json.dumps(line) + "\n")
+    write(job, input={"path": "in.jsonl"})
+    found = rows_of_job(job)
+    assert (found.prompt_tokens, found.most_new_tokens, found.rows) == (10, 9, 1)
+
+
+def test_rows_that_are_errors_tell_nothing_of_prompts(job: Path) -> None:
+    good = json.dumps({"text": "x" * 400})
+    (job.parent / "in.jsonl").write_text(f"{{broken\n{good}\n[]\n")
+    found = rows_of_job(job)
+    assert (found.prompt_tokens, found.rows) == (100, 3)

@@ -53,6 +53,7 @@ def resolved(
         job_source = with_setting(job_source, setting)
     if defaults is not None:
         job_source = overlay(job_source, parse("defaults.yaml", defaults))
+    job_source = overlay(job_source, parse("sizes.yaml", "parallelism: {tp: 1}\nreplicas: 1\n"))
     site_source = parse("site.yaml", site)
     return resolve(
         read_job(job_source),
@@ -105,14 +106,6 @@ def test_a_partition_the_site_has_not_is_refused_where_it_is_named() -> None:
     assert "'gpus'" in problems("resources: {partition: gpus}\n")[0].message
 
 
-@pytest.mark.parametrize(
-    ("job", "where"),
-    [("parallelism: auto\n", "job.yaml:6:14"), ("replicas: auto\n", "job.yaml:6:11")],
-)
-def test_auto_is_not_there_yet(job: str, where: str) -> None:
-    assert only(job) == ("plan.auto-unavailable", where)
-
-
 def test_more_gpus_a_node_than_it_has_are_refused() -> None:
     found = only("resources: {gpus_per_node: 9}\n")
     assert found == ("plan.gpus-per-node", "job.yaml:6:28")
@@ -158,22 +151,23 @@ def test_the_layers_of_the_stages_are_counted_where_they_stand() -> None:
 SIZED = GPU.replace("per_node: 8", "memory: 80GB, per_node: 8")
 
 
-@pytest.mark.parametrize("engine", ["tensorrt-llm", "vllm"])
+@pytest.mark.parametrize("engine", ["tensorrt-llm", "transformers", "vllm"])
 def test_a_model_that_the_gpus_do_not_hold_is_refused_where_it_is_cut(engine: str) -> None:
     shape = BUILTIN["llama-3.1-70b"]
     given: dict[str, Any] = {"shape": shape, "engine": engine}
     job = "parallelism: {tp: 1}\n"
     assert only(job, SITE + SIZED, **given) == ("plan.gpu-memory", "job.yaml:6:14")
     assert resolved("parallelism: {tp: 4}\n", SITE + SIZED, **given).warnings == ()
-    # A partition that does not tell, and an engine that is not counted.
-    assert resolved(job, SITE + GPU, **given).warnings == ()
-    assert resolved(job, SITE + SIZED, shape=shape, engine="transformers").warnings == ()
+    assert resolved(job, SITE + GPU, **given).warnings == ()  # a partition that does not tell
 
 
 def test_a_model_that_the_gpus_may_hold_is_planned_with_a_warning() -> None:
     shape = BUILTIN["llama-3.1-70b"]
-    (warning,) = resolved("parallelism: {tp: 2}\n", SITE + SIZED, shape=shape).warnings
+    steps = "engine_options: {max_batch_size: 512, max_num_tokens: 8192}\n"
+    job = "parallelism: {tp: 2}\n"
+    (warning,) = resolved(job + steps, SITE + SIZED, shape=shape).warnings
     assert (warning.code, str(warning.where)) == ("plan.gpu-memory", "job.yaml:6:14")
+    assert resolved(job, SITE + SIZED, shape=shape).warnings == ()  # with smaller steps it does
 
 
 def test_a_cut_that_is_no_cut_is_not_counted() -> None:

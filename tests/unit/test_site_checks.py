@@ -42,8 +42,8 @@ def resolved(
         "partitions": {"gpu": described},
         **site,
     }
-    parallelism = {"parallelism": {"tp": 4}}
-    job_source = parse("job.yaml", yaml.safe_dump({**jobs, **parallelism, **(job or {})}))
+    sizes = {"parallelism": {"tp": 4}, "replicas": 1}
+    job_source = parse("job.yaml", yaml.safe_dump({**jobs, **sizes, **(job or {})}))
     site_source = parse("site.yaml", yaml.safe_dump(sites))
     return resolve(
         read_job(job_source),

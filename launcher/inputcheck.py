@@ -16,6 +16,7 @@ from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from launcher.chat import Messages, final_text
 from launcher.data.formats import format_of, is_streamed
 from launcher.data.prompts import PromptBuilder
 from launcher.data.readers import place
@@ -25,8 +26,6 @@ from launcher.plan import grid
 from launcher.plan.outlook import Range
 from launcher.plan.sampling import Stretch, mean_of, rows_in
 from launcher.plan.types import InputFile, RunIdentity
-from launcher.prepare import Prepared
-from launcher.preview import Messages, final_text
 
 __all__ = ["CHARACTERS_PER_TOKEN", "BadRows", "InputReport", "Lengths", "check_input", "warning_of"]
 
@@ -77,11 +76,11 @@ class InputReport:
         By code, in the order in which they were met.
     tokens
         None without a tokenizer, or where none was wanted.
-    prompt_tokens, counted
-        Mean of all rows, ``counted`` by a tokenizer or by so many characters for each token; None
-        where no row is a prompt.
-    most_new_tokens
-        Mean of what rows may get at the most.
+    prompt_tokens, prompt_p95, counted
+        Mean of all rows, and what 95 % of the sample have at most: ``counted`` by a tokenizer, or
+        by so many characters for each token; None where no row is a prompt.
+    most_new_tokens, largest_new_tokens
+        What rows may get at the most: its mean, and the most of the sample.
     context_tokens
         What the model takes, prompt and answer together; None where it is not known.
     over_context
@@ -97,8 +96,10 @@ class InputReport:
     characters: Lengths | None
     tokens: Lengths | None
     prompt_tokens: Range | None
+    prompt_p95: float | None
     counted: bool
     most_new_tokens: Range | None
+    largest_new_tokens: int | None
     context_tokens: int | None
     over_context: int | None
     duplicate_ids: int
@@ -140,30 +141,37 @@ class _Final:
         return max(1.0, len(self.text) / CHARACTERS_PER_TOKEN)
 
 
-def check_input(prepared: Prepared, *, with_tokens: bool = False) -> InputReport:
-    """What a sample of the job's input looks like.
+def check_input(
+    identity: RunIdentity, model_path: str | None, *, with_tokens: bool = False
+) -> InputReport:
+    """What a sample of a run's input looks like.
 
     Parameters
     ----------
+    model_path
+        The checkpoint's directory, if there is one.
     with_tokens
         Also count tokens, if the checkpoint has a ``tokenizer.json`` and the package tokenizers
         is installed. That takes seconds.
 
     Raises
     ------
+    SpecError
+        The template of the prompt is wrong.
     RunError
         The input cannot be read; as `launcher.data.rows.sample`.
     """
-    identity = prepared.identity
     sampled, whole = _sampled(identity)
     rows = list(chain.from_iterable(place.rows for place in sampled))
-    built = _build(prepared, rows)
+    built = _build(identity, final_text(model_path), rows)
     finals = list(built.finals.values())
-    model = prepared.resolution.plan.model_path
-    tokens = _token_counts(Path(model), built.finals) if with_tokens and model else None
-    context = _context_tokens(Path(model)) if model else None
+    model = Path(model_path) if model_path else None
+    tokens = _token_counts(model, built.finals) if with_tokens and model else None
+    context = _context_tokens(model) if model else None
     over = None if tokens is None or context is None else sum(n >= context for n in tokens.values())
-    lengths = {key: final.about_tokens for key, final in built.finals.items()}
+    lengths: Mapping[tuple[int, int], float] = tokens or {
+        key: final.about_tokens for key, final in built.finals.items()
+    }
     most = {key: final.most_new_tokens for key, final in built.finals.items()}
     about = _exact if whole else partial(_mean, identity, sampled)
     return InputReport(
@@ -173,9 +181,11 @@ def check_input(prepared: Prepared, *, with_tokens: bool = False) -> InputReport
         bad=tuple(_grouped(identity.inputs, built.failures)),
         characters=_lengths([len(final.text) for final in finals]),
         tokens=_lengths(list((tokens or {}).values())),
-        prompt_tokens=about(lengths if tokens is None else tokens),
+        prompt_tokens=about(lengths),
+        prompt_p95=_p95(lengths.values()),
         counted=tokens is not None,
         most_new_tokens=about(most),
+        largest_new_tokens=max(most.values(), default=None),
         context_tokens=context,
         over_context=over,
         duplicate_ids=len(built.ids) - len(set(built.ids)),
@@ -329,10 +339,10 @@ class _Built:
     failures: list[tuple[Row, RowError]]
 
 
-def _build(prepared: Prepared, rows: Sequence[Row]) -> _Built:
-    identity = prepared.identity
+def _build(
+    identity: RunIdentity, as_text: Callable[[Messages], str], rows: Sequence[Row]
+) -> _Built:
     builder = PromptBuilder(identity.prompt, identity.sampling)
-    as_text = final_text(prepared)
     built = _Built([], {}, [])
     for row in rows:
         try:

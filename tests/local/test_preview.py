@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.preview import chat_text
+from launcher.chat import chat_text
 
 pytestmark = pytest.mark.local
 

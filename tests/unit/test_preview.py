@@ -7,7 +7,7 @@ import re
 import pytest
 
 from launcher.errors import RowError
-from launcher.preview import chat_text
+from launcher.chat import chat_text
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

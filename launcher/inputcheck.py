@@ -25,17 +25,16 @@ from launcher.plan import grid
 from launcher.plan.outlook import Range
 from launcher.plan.sampling import Stretch, mean_of, rows_in
 from launcher.plan.types import InputFile, RunIdentity
+from launcher.plan.workload import CHARACTERS_PER_TOKEN
 from launcher.prepare import Prepared
 from launcher.preview import Messages, final_text
 
-__all__ = ["CHARACTERS_PER_TOKEN", "BadRows", "InputReport", "Lengths", "check_input", "warning_of"]
+__all__ = ["BadRows", "InputReport", "Lengths", "check_input", "warning_of"]
 
 FIRST_ROWS = 200
 SPREAD_ROWS = 200
 SPREAD_UNITS = 40
 _EACH = SPREAD_ROWS // SPREAD_UNITS
-# Where there is no tokenizer.
-CHARACTERS_PER_TOKEN = 4
 # Factor by which rows may be more or less where files are known by their first rows alone.
 _HEADS_ONLY = 1.25
 # So many are read through where rows are longer than they are.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher.chat import Messages, final_text
 from launcher.data.formats import format_of, is_streamed
@@ -26,15 +26,15 @@ from launcher.plan import grid
 from launcher.plan.outlook import Range
 from launcher.plan.sampling import Stretch, mean_of, rows_in
 from launcher.plan.types import InputFile, RunIdentity
+from launcher.plan.workload import CHARACTERS_PER_TOKEN
 
-__all__ = ["CHARACTERS_PER_TOKEN", "BadRows", "InputReport", "Lengths", "check_input", "warning_of"]
+__all__ = ["BadRows", "InputReport", "Lengths", "check_input", "warning_of"]
 
+T = TypeVar("T")
 FIRST_ROWS = 200
 SPREAD_ROWS = 200
 SPREAD_UNITS = 40
 _EACH = SPREAD_ROWS // SPREAD_UNITS
-# Where there is no tokenizer.
-CHARACTERS_PER_TOKEN = 4
 # Factor by which rows may be more or less where files are known by their first rows alone.
 _HEADS_ONLY = 1.25
 # So many are read through where rows are longer than they are.
@@ -182,7 +182,7 @@ def check_input(
         characters=_lengths([len(final.text) for final in finals]),
         tokens=_lengths(list((tokens or {}).values())),
         prompt_tokens=about(lengths),
-        prompt_p95=_p95(lengths.values()),
+        prompt_p95=_share(sorted(lengths.values()), 95) if lengths else None,
         counted=tokens is not None,
         most_new_tokens=about(most),
         largest_new_tokens=max(most.values(), default=None),
@@ -398,8 +398,12 @@ def _lengths(lengths: Sequence[int]) -> Lengths | None:
     if not lengths:
         return None
     ordered = sorted(lengths)
-    last = len(ordered) - 1
-    return Lengths(median=ordered[last // 2], p95=ordered[last * 95 // 100], max=ordered[last])
+    return Lengths(median=_share(ordered, 50), p95=_share(ordered, 95), max=ordered[-1])
+
+
+def _share(ordered: Sequence[T], percent: int) -> T:
+    """What so many of the values have at most."""
+    return ordered[(len(ordered) - 1) * percent // 100]
 
 
 def _token_counts(

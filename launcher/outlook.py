@@ -10,14 +10,14 @@ from datetime import datetime
 
 from launcher.earlier import Lengths, Pace, lengths_of, newest, pace_of
 from launcher.errors import OutputError, Problem, SchedulerError
-from launcher.inputcheck import CHARACTERS_PER_TOKEN, InputReport
-from launcher.models.shapes import ModelShape
-from launcher.models.weights import Slice, end_bytes, layer_bytes, sizes_known
+from launcher.inputcheck import InputReport
+from launcher.models.weights import weight_bytes
 from launcher.parsers.slurm_values import read_time
 from launcher.plan import grid, pace, selection
 from launcher.plan.outlook import Outlook, Range, Speed, Terms, Work, outlook
 from launcher.plan.practice import practices
 from launcher.plan.types import Plan
+from launcher.plan.workload import ANSWER_SHARE, CHARACTERS_PER_TOKEN
 from launcher.prepare import Prepared
 from launcher.runs import known_runs
 from launcher.schedulers.registry import scheduler_for
@@ -28,7 +28,7 @@ __all__ = ["Forecast", "Start", "expected_start", "forecast"]
 # Tokens of a prompt by its characters: about 4 in English, 2 in others and in code.
 _BY_CHARACTERS = (0.8, 1.0, 2.0)
 # Of the new tokens that a row may get at the most, those that it gets: a guess.
-_OF_MOST = (0.25, 0.5, 1.0)
+_OF_MOST = (ANSWER_SHARE / 2, ANSWER_SHARE, 1.0)
 # The mean of some rows, for that of all.
 _LENGTHS_ERROR = 1.25
 # A replica is as fast as another one was, by turns of the same work in docs/results.
@@ -137,9 +137,7 @@ def _work(
     if not report.counted:
         how = f"guessed: {CHARACTERS_PER_TOKEN} characters a token"
         prompts = prompts * Range(*_BY_CHARACTERS)
-    p95: float | None = report.tokens.p95 if report.tokens else None
-    if p95 is None and report.characters is not None:
-        p95 = max(1.0, report.characters.p95 / CHARACTERS_PER_TOKEN)
+    p95 = report.prompt_p95
     if lengths is not None:
         answers = f"measured in {lengths.run}, {lengths.rows} rows"
         new = Range.around(lengths.new_tokens, _LENGTHS_ERROR)
@@ -217,7 +215,8 @@ def _terms(prepared: Prepared, found: Pace | None) -> Terms:
     chosen = selection.select(prepared.job, site, prepared.partition_name)
     limits = selection.allowed(prepared.partition, chosen.qos)
     time_s = read_time(directives.get("--time") or "")
-    start_s = pace.start(plan.engine, _weights_bytes(prepared.shape), allocation.nodes)
+    weights = weight_bytes(prepared.shape) if prepared.shape else 0
+    start_s = pace.start(plan.engine, weights, allocation.nodes)
     if found is not None:
         start_s = Range.around(found.start_s, _START_ERROR)
     return Terms(
@@ -231,14 +230,6 @@ def _terms(prepared: Prepared, found: Pace | None) -> Terms:
         restart=plan.restart,
         attempts=plan.attempts,
     )
-
-
-def _weights_bytes(shape: ModelShape | None) -> float:
-    """Of the checkpoint; 0 where there is none, or where its tensors are not known."""
-    if shape is None or not sizes_known(shape):
-        return 0.0
-    whole = Slice()
-    return sum(layer_bytes(shape, whole)) + sum(end_bytes(shape, whole, joined=True))
 
 
 def _of_time(terms: Terms, told: Outlook | None) -> Iterator[Problem]:

@@ -8,9 +8,9 @@ disagree.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -22,16 +22,17 @@ import msgspec
 from launcher import resources
 from launcher.checkpoints import Checkpoint, FoundModel, find_model
 from launcher.data.inputs import freeze, slow_starts, total_bytes
-from launcher.data.prompts import Prompt, PromptBuilder, check_prompt
-from launcher.data.rows import Row, extent, rows_of, sample
-from launcher.errors import Location, PlanError, Problem, RowError, SpecError
+from launcher.data.prompts import check_prompt
+from launcher.data.rows import extent, sample
+from launcher.errors import Location, PlanError, Problem, SpecError
+from launcher.inputcheck import InputReport, check_input
 from launcher.jobzip import build_zip
 from launcher.models.shapes import ModelShape
 from launcher.plan.capabilities import ENGINES
 from launcher.plan.grid import make_grid
 from launcher.plan.resolve import Facts, Resolution, resolve
 from launcher.plan.types import InputFile, ModelRef, PromptSpec, RunIdentity, Sampling
-from launcher.plan.workload import UNKNOWN_PROMPTS, Prompts, tokens_of
+from launcher.plan.workload import CHARACTERS_PER_TOKEN, UNKNOWN_PROMPTS, Prompts
 from launcher.render.job import render_job
 from launcher.rundir import RunDir
 from launcher.sites import LoadedSite, choose_site
@@ -74,6 +75,8 @@ class Prepared:
         The job file as it was read, for the run directory.
     shape
         Of the model; None where it is not known, or where there is none.
+    report
+        What a sample of the input looks like; no tokens are counted.
     warnings
         What deserves a look and stops nothing.
     """
@@ -85,6 +88,7 @@ class Prepared:
     identity: RunIdentity
     run: RunDir
     shape: ModelShape | None
+    report: InputReport
     warnings: tuple[Problem, ...]
 
     @property
@@ -131,16 +135,16 @@ def prepare(
     model = _model(job, base, source)
     inputs = _inputs(job, base, source.at("$.input.path"))
     identity = _identity(job, inputs, model.checkpoint, limit)
-    rows = sample(inputs, SAMPLED_ROWS)
+    input_warnings = _check_rows(inputs, identity.prompt, source)
+    report = check_input(identity, identity.model.path)
     facts = dataclasses.replace(
         _facts(model, inputs, base, settings),
         image_archs=_image_archs(job, chosen.spec),
-        prompts=_prompts(identity, rows, limit),
+        prompts=_prompts(report),
     )
     resolution = resolve(
         job, chosen.spec, job_source=source, site_source=chosen.source, facts=facts
     )
-    input_warnings = _check_input(inputs, rows, identity.prompt, source)
     run = _run_dir(job, base, source.at("$.output.path"), limit)
     _check_writable(run.path, chosen.spec, source.at("$.output.path"))
     return Prepared(
@@ -151,6 +155,7 @@ def prepare(
         identity=identity,
         run=run,
         shape=model.shape,
+        report=report,
         warnings=(*resolution.warnings, *input_warnings),
     )
 
@@ -335,41 +340,23 @@ def _identity(
     )
 
 
-def _prompts(identity: RunIdentity, rows: Sequence[Row], limit: int | None) -> Prompts:
-    """What the first rows tell of all of them; those without a prompt tell nothing."""
-    try:
-        builder = PromptBuilder(identity.prompt, identity.sampling)
-    except SpecError:  # which `check_prompt` tells, beside all else that is wrong
+def _prompts(report: InputReport) -> Prompts:
+    if report.prompt_tokens is None or report.prompt_p95 is None:
         return UNKNOWN_PROMPTS
-    found: list[Prompt] = []
-    for row in rows:
-        with contextlib.suppress(RowError):  # an output row like any other
-            found.append(builder.build(row))
-    if not found:
-        return UNKNOWN_PROMPTS
-    lengths = sorted(map(_tokens, found))
-    total = rows_of(identity.inputs, rows, SAMPLED_ROWS)
     return Prompts(
-        mean=sum(lengths) / len(lengths),
-        p95=lengths[(len(lengths) - 1) * 95 // 100],
-        most_new=max(prompt.sampling.max_tokens for prompt in found),
-        rows=total if limit is None or total is None else min(limit, total),
-        source=f"characters / 4 of the first {len(found)} rows, without a chat template",
+        mean=report.prompt_tokens.likely,
+        p95=math.ceil(report.prompt_p95),
+        most_new=report.largest_new_tokens or 1,
+        rows=report.rows_estimate,
+        source=f"a sample of {report.rows} rows, {CHARACTERS_PER_TOKEN} characters a token",
     )
 
 
-def _tokens(prompt: Prompt) -> int:
-    if prompt.tokens is not None:
-        return len(prompt.tokens)
-    if prompt.messages is None:
-        return tokens_of(len(prompt.text or ""))
-    return tokens_of(sum(len(str(turn["content"])) for turn in prompt.messages))
-
-
-def _check_input(
-    inputs: tuple[InputFile, ...], rows: Sequence[Row], prompt: PromptSpec, source: Source
+def _check_rows(
+    inputs: tuple[InputFile, ...], prompt: PromptSpec, source: Source
 ) -> list[Problem]:
     """Warnings about the first rows; what none of them can pass is an error."""
+    rows = sample(inputs, SAMPLED_ROWS)
     if not rows:
         hint = "point input.path at files with one row a line"
         problem = Problem("input.empty", "the input holds no rows", source.at("$.input.path"), hint)

@@ -45,7 +45,9 @@ def command(
         rows = [(d.key, d.value, d.source) for d in prepared.resolution.decisions]
         sections.append(columns([("value of", "is", "because of"), *rows]))
     data = plan_data(prepared)
-    report = inputcheck.check_input(prepared, with_tokens=check_input)
+    report = prepared.report
+    if check_input:
+        report = inputcheck.check_input(prepared.identity, plan.model_path, with_tokens=True)
     told, start = forecast(prepared, report), expected_start(plan)
     sections.insert(1, columns(outlook_rows(told, start)))
     data["outlook"] = outlook_data(told, start)

@@ -66,9 +66,9 @@ def command(
 
 def _look_at_input(prepared: Prepared) -> tuple[InputReport, list[Problem]]:
     """A sample of the input, and all warnings, those about single rows in one."""
-    from launcher.inputcheck import check_input, warning_of
+    from launcher.inputcheck import warning_of
 
-    report = check_input(prepared)
+    report = prepared.report
     if (warning := warning_of(report)) is None:
         return report, list(prepared.warnings)
     return report, [*(p for p in prepared.warnings if p.code not in _ABOUT_ROWS), warning]

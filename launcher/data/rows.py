@@ -18,7 +18,7 @@ from launcher.errors import RowError, RunError
 from launcher.plan.grid import span
 from launcher.plan.types import InputFile, UnitGrid
 
-__all__ = ["Row", "UnitReader", "extent", "read_unit", "rows_of", "sample"]
+__all__ = ["Row", "UnitReader", "extent", "read_unit", "sample"]
 
 _MOST_OPEN = 4
 
@@ -155,21 +155,6 @@ def sample(inputs: Sequence[InputFile], limit: int) -> list[Row]:
     whole = UnitGrid(total_bytes=total, unit_bytes=max(1, total), head_units=1, tail_bytes=1)
     with UnitReader(inputs, whole) as reader:
         return list(islice(reader.read(0), limit))
-
-
-def rows_of(inputs: Sequence[InputFile], first: Sequence[Row], limit: int) -> int | None:
-    """How many rows the input has, about, by its ``first`` ones, of which `limit` were asked for.
-
-    By their mean distance in the virtual concatenation; None where they have none.
-    """
-    if len(first) < limit:
-        return len(first)
-    known = [entry.rows for entry in inputs]
-    if all(rows is not None for rows in known):
-        return sum(rows or 0 for rows in known)
-    apart = _place(inputs, first[-1]) - _place(inputs, first[0])
-    total = sum(entry.span for entry in inputs)
-    return round(total * (len(first) - 1) / apart) if apart else None
 
 
 def extent(inputs: Sequence[InputFile], limit: int) -> int:

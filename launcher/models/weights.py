@@ -18,7 +18,14 @@ from dataclasses import dataclass
 from launcher.models.quantisation import Quantisation
 from launcher.models.shapes import Experts, LatentAttention, ModelShape, SmallTensors, StoredWeights
 
-__all__ = ["Slice", "end_bytes", "layer_bytes", "sizes_known", "stored_weights"]
+__all__ = [
+    "Slice",
+    "end_bytes",
+    "layer_bytes",
+    "sizes_known",
+    "stored_weights",
+    "weight_bytes",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +61,14 @@ def sizes_known(shape: ModelShape) -> bool:
     how = shape.quantisation
     told = shape.small_tensors is not None and (how is None or how.bits is not None)
     return told or shape.stored is not None
+
+
+def weight_bytes(shape: ModelShape) -> int:
+    """Bytes of all weights as they are stored; 0 where they are not known."""
+    if not sizes_known(shape):
+        return 0
+    whole = Slice(loaded=False)
+    return sum(layer_bytes(shape, whole)) + sum(end_bytes(shape, whole, joined=True))
 
 
 @functools.lru_cache(maxsize=512)

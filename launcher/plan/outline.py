@@ -6,9 +6,10 @@ import dataclasses
 from itertools import groupby
 from typing import Any
 
+from launcher.models.weights import weight_bytes
 from launcher.plan.memory import StageMemory
 from launcher.plan.search import Candidate, Rejected, Search
-from launcher.plan.sizes import cut_words, weight_bytes
+from launcher.plan.sizes import cut_words
 from launcher.plan.thumb import difference, rule_of_thumb
 from launcher.units import format_bytes
 
@@ -75,7 +76,7 @@ def rejected_rows(found: Search) -> list[tuple[str, str]]:
     """What came nearest of all that does not fit, and what else cannot be; each with its reason."""
     large = sorted(
         (r for r in found.rejected if r.code == "plan.gpu-memory" and r.cut.ep == 1),
-        key=lambda r: -r.cut.ranks,
+        key=lambda r: (-r.cut.ranks, -r.cut.tp),
     )
     other = [r for r in found.rejected if r.code != "plan.gpu-memory"]
     shown = [*large[:_REJECTED_SHOWN], *other[:_REJECTED_SHOWN]]

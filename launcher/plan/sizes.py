@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from launcher.models.shapes import ModelShape
-from launcher.models.weights import Slice, end_bytes, layer_bytes, sizes_known
+from launcher.models.weights import weight_bytes
 from launcher.plan.capabilities import ENGINES
 from launcher.plan.layout import NodeShape, span
+from launcher.plan.pace import start
 from launcher.plan.question import ask, unanswerable, workload
 from launcher.plan.resolver import Resolver
 from launcher.plan.search import Candidate, Search, search
@@ -22,10 +22,7 @@ from launcher.plan.types import Cut, Layout
 from launcher.spec.site import Partition, Qos
 from launcher.units import format_bytes, format_duration
 
-__all__ = ["Sizes", "check_node_memory", "choose_sizes", "cut_words", "weight_bytes"]
-
-START_S = 600
-"""What a job's start is taken to need, weights loaded, while allocations are counted."""
+__all__ = ["Sizes", "check_node_memory", "choose_sizes", "cut_words"]
 
 ROWS_EACH = 200
 """Fewer rows than this are no work for one more replica."""
@@ -200,11 +197,14 @@ def _allocations(
 ) -> tuple[int, str]:
     """As many as end within the time of a job, if each gets its time at once."""
     time_s, rows = r.job.resources.time or limits.time_limit, r.facts.prompts.rows
-    if time_s is None or rows is None or chosen is None or chosen.cost is None:
+    shape = r.facts.shape
+    speed = None if chosen is None else chosen.cost
+    if time_s is None or rows is None or shape is None or speed is None:
         return 1, "how long the rows take is not known"
-    left_s = time_s - r.job.limits.warn_before - START_S
-    tokens = rows * workload(r, r.facts.shape).new_tokens
-    needed_s = tokens / (chosen.cost.tokens_s_range[0] * packed)
+    start_s = start(r.job.engine, weight_bytes(shape), nodes).most
+    left_s = time_s - r.job.limits.warn_before - start_s
+    tokens = rows * workload(r, shape).new_tokens
+    needed_s = tokens / (speed.tokens_s_range[0] * packed)
     if left_s <= 0:
         return 1, f"{format_duration(time_s)} are little more than a start"
     wanted = max(1, math.ceil(needed_s / left_s))
@@ -242,7 +242,7 @@ def _bounds(
 def check_node_memory(r: Resolver, name: str, partition: Partition, layout: Layout) -> None:
     """``plan.node-memory`` where weights alone are more than a node without GPUs can give."""
     shape = r.facts.shape
-    if partition.gpus or partition.memory is None or shape is None or not sizes_known(shape):
+    if partition.gpus or partition.memory is None or shape is None:
         return
     a = layout.allocation
     needed = weight_bytes(shape) * a.replicas // a.nodes
@@ -253,9 +253,3 @@ def check_node_memory(r: Resolver, name: str, partition: Partition, layout: Layo
         )
         hint = "set replicas to fewer, or choose a smaller model or a partition with GPUs"
         r.error("plan.node-memory", message, "model", hint=hint)
-
-
-def weight_bytes(shape: ModelShape) -> int:
-    """Bytes of all weights of a model whose tensors are known."""
-    whole = Slice(loaded=False)
-    return sum(layer_bytes(shape, whole)) + sum(end_bytes(shape, whole, joined=True))

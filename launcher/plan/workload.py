@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ANSWER_SHARE", "UNKNOWN_PROMPTS", "Prompts", "tokens_of"]
+__all__ = ["ANSWER_SHARE", "CHARACTERS_PER_TOKEN", "UNKNOWN_PROMPTS", "Prompts"]
 
 ANSWER_SHARE = 0.5
 """Of the most tokens that an answer may have, what answers are taken to have on average. Nobody
 knows before a run; half as many and twice as many are both usual."""
 
-_CHARACTERS = 4
-"""Of a token, about, in English text (OpenAI, "What are tokens and how to count them?")."""
+CHARACTERS_PER_TOKEN = 4
+"""About, in English text (OpenAI, "What are tokens and how to count them?")."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +40,3 @@ class Prompts:
 UNKNOWN_PROMPTS = Prompts(
     mean=1000.0, p95=2000, most_new=512, rows=None, source="assumed: no row could be read"
 )
-
-
-def tokens_of(characters: int) -> int:
-    """About how many tokens a text of so many ``characters`` has, at least 1."""
-    return max(1, -(-characters // _CHARACTERS))

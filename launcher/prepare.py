@@ -352,9 +352,7 @@ def _prompts(report: InputReport) -> Prompts:
     )
 
 
-def _check_rows(
-    inputs: tuple[InputFile, ...], prompt: PromptSpec, source: Source
-) -> list[Problem]:
+def _check_rows(inputs: tuple[InputFile, ...], prompt: PromptSpec, source: Source) -> list[Problem]:
     """Warnings about the first rows; what none of them can pass is an error."""
     rows = sample(inputs, SAMPLED_ROWS)
     if not rows:

@@ -16,7 +16,6 @@ from run_making import json_lines, make_run
 
 from launcher.cli import main
 from launcher.cli.outlook import outlook_line, outlook_rows
-from launcher.inputcheck import check_input
 from launcher.outlook import Forecast, expected_start, forecast
 from launcher.plan import grid
 from launcher.prepare import Prepared, prepare
@@ -69,7 +68,7 @@ def prepared(folder: Path, **changes: Any) -> Prepared:
 
 
 def told(job: Prepared) -> Forecast:
-    return forecast(job, check_input(job))
+    return forecast(job, job.report)
 
 
 def codes(found: Forecast) -> list[str]:

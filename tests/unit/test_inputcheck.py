@@ -44,7 +44,7 @@ def job_over(
 
 
 def checked(folder: Path, rows: Sequence[Any], **options: Any) -> InputReport:
-    return check_input(job_over(folder, {"a.jsonl": json_lines(rows)}, **options))
+    return job_over(folder, {"a.jsonl": json_lines(rows)}, **options).report
 
 
 def numbered(count: int) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def test_rows_that_are_bad_far_inside_are_found(tmp_path: Path) -> None:
 def test_errors_are_told_by_code_and_line(tmp_path: Path) -> None:
     lines = [b'{"text": "good"}', b"", b"{torn", b"[1]", b'{"text": ""}', b"{torn"]
     prepared = job_over(tmp_path, {"a.jsonl": b"\n".join(lines), "b.txt": b"fine\n\xff\n"})
-    found = check_input(prepared)
+    found = prepared.report
     folder = tmp_path / "data"
     assert [(bad.code, bad.rows, bad.where) for bad in found.bad] == [
         ("invalid_json", 2, f"{folder}/a.jsonl:3"),
@@ -129,7 +129,7 @@ def test_compressed_files_are_entered_at_their_starts_only(tmp_path: Path) -> No
     broken = content[: len(content) // 2] + b"\n{torn\n"
     files = {f"{n}.jsonl.gz": gzip.compress(broken) for n in range(3)}
     files |= {"plain.jsonl": content}
-    found = check_input(job_over(tmp_path, files))
+    found = job_over(tmp_path, files).report
     assert FIRST_ROWS < found.rows < FIRST_ROWS + SPREAD_ROWS
     assert found.rows_estimate == pytest.approx(50_000, rel=0.1)
 
@@ -137,7 +137,7 @@ def test_compressed_files_are_entered_at_their_starts_only(tmp_path: Path) -> No
 def test_an_empty_sample_of_prompts_has_no_lengths(tmp_path: Path) -> None:
     prepared = job_over(tmp_path, {"a.jsonl": json_lines(numbered(3))})
     (tmp_path / "data" / "a.jsonl").write_bytes(b"x" * prepared.identity.inputs[0].size)
-    found = check_input(prepared)
+    found = check_input(prepared.identity, None)
     assert (found.rows, found.bad_rows, found.characters) == (1, 1, None)
 
 
@@ -195,9 +195,9 @@ def test_tokens_are_counted_where_asked_and_compared_with_the_context(
         model=str(checkpoint),
         input={"path": "data", "prompt": "{{ text }}"},
     )
-    cheap = check_input(prepared)
+    cheap = prepared.report
     assert (cheap.tokens, cheap.over_context, cheap.context_tokens) == (None, None, 16)
-    found = check_input(prepared, with_tokens=True)
+    found = check_input(prepared.identity, prepared.identity.model.path, with_tokens=True)
     assert found.tokens is not None
     assert dataclasses.astuple(found.tokens) == (15, 16, 22)
     assert found.over_context == 2
@@ -213,7 +213,7 @@ def test_a_chat_template_that_fails_is_a_warning(tmp_path: Path, checkpoint: Pat
         model=str(checkpoint),
         input={"path": "data", "prompt": "{{ text }}"},
     )
-    report = check_input(prepared)
+    report = prepared.report
     assert [(bad.code, bad.rows) for bad in report.bad] == [("template_error", len(WORDS))]
     warning = warning_of(report)
     assert warning is not None
@@ -231,7 +231,8 @@ def test_without_the_package_there_are_no_tokens(
         model=str(checkpoint),
         input={"path": "data", "prompt": "{{ text }}"},
     )
-    assert check_input(prepared, with_tokens=True).tokens is None
+    model = prepared.identity.model.path
+    assert check_input(prepared.identity, model, with_tokens=True).tokens is None
 
 
 def mean_tokens(report: InputReport) -> float:
@@ -243,7 +244,7 @@ def test_rows_of_other_lengths_in_other_files_are_all_counted(tmp_path: Path) ->
     """Of as many bytes, so that nearly all rows are of the one with the short rows."""
     short, long = [{"text": "a" * 40}] * 20_000, [{"text": "b" * 4000}] * 250
     files = {"0.jsonl": json_lines(long), "1.jsonl": json_lines(short)}
-    found = check_input(job_over(tmp_path, files))
+    found = job_over(tmp_path, files).report
     assert found.rows_estimate == pytest.approx(20_250, rel=0.1)
     assert mean_tokens(found) == pytest.approx((20_000 * 10 + 250 * 1000) / 20_250, rel=0.2)
     assert found.rows_range is not None
@@ -252,7 +253,7 @@ def test_rows_of_other_lengths_in_other_files_are_all_counted(tmp_path: Path) ->
 
 def test_a_directory_of_many_files_of_one_row_is_counted(tmp_path: Path) -> None:
     files = {f"{n:04}.jsonl": json_lines([{"text": "x" * 100}]) for n in range(900)}
-    found = check_input(job_over(tmp_path, files))
+    found = job_over(tmp_path, files).report
     assert found.rows_estimate == pytest.approx(900, rel=0.05)
     assert mean_tokens(found) == pytest.approx(25)
 
@@ -261,7 +262,7 @@ def test_compressed_files_are_counted_by_their_heads_with_more_doubt(tmp_path: P
     plain = job_over(tmp_path / "plain", {"a.jsonl": json_lines(numbered(9000))})
     packed = {f"{n}.jsonl.gz": gzip.compress(json_lines(numbered(1500))) for n in range(6)}
     of_plain, of_packed = (
-        check_input(one).rows_range for one in (plain, job_over(tmp_path / "packed", packed))
+        one.report.rows_range for one in (plain, job_over(tmp_path / "packed", packed))
     )
     assert of_plain is not None
     assert of_packed is not None
@@ -292,7 +293,7 @@ def test_rows_that_bring_their_own_lengths_are_taken_at_their_word(tmp_path: Pat
         "output": {"path": "run"},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
-    found = check_input(prepare(tmp_path / "job.yaml", site="local"))
+    found = prepare(tmp_path / "job.yaml", site="local").report
     assert mean_tokens(found) == pytest.approx(
         (3 + len("<user> " + "four" * 4) / 4 + len("<user> x") / 4) / 3
     )
@@ -316,7 +317,7 @@ def test_a_table_that_knows_its_rows_is_believed(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     parquet.write_table(table, tmp_path / "there" / "a.parquet")
     content = (tmp_path / "there" / "a.parquet").read_bytes()
-    found = check_input(job_over(tmp_path / "job", {"a.parquet": content}))
+    found = job_over(tmp_path / "job", {"a.parquet": content}).report
     assert found.rows_range is not None
     assert (found.rows_range.least, found.rows_range.most) == (999, 999)
 
@@ -325,5 +326,5 @@ def test_empty_files_between_others_count_nothing(tmp_path: Path) -> None:
     rows = json_lines(numbered(700))
     files = {"0.jsonl": b"", "1.jsonl": rows, "2.jsonl": b"\n\n", "3.jsonl": rows, "4.jsonl": b""}
     files["5.jsonl.gz"] = gzip.compress(b"")
-    found = check_input(job_over(tmp_path, files))
+    found = job_over(tmp_path, files).report
     assert found.rows_estimate == pytest.approx(1400, rel=0.05)

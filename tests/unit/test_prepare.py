@@ -290,9 +290,9 @@ def rows_of_job(job: Path, *settings: str, **options: Any) -> Workload:
 
 def test_prompts_are_measured_as_they_will_be_sent(job: Path) -> None:
     short = rows_of_job(job)
-    assert short.prompt_tokens == 2  # "row 7" is five characters
+    assert short.prompt_tokens == (10 * 5 + 10 * 6) / ROWS / 4  # "row 7", "row 17"
     long = rows_of_job(job, "input.prompt=" + "x" * 394 + "{{ text }}")
-    assert long.prompt_tokens == 100
+    assert long.prompt_tokens == short.prompt_tokens + 394 / 4
     assert (short.rows, short.most_new_tokens) == (ROWS, 512)
 
 
@@ -311,7 +311,8 @@ def test_rows_that_override_the_length_of_answers_are_heard(job: Path) -> None:
     (job.parent / "in.jsonl").write_text(json.dumps(line) + "\n")
     write(job, input={"path": "in.jsonl"})
     found = rows_of_job(job)
-    assert (found.prompt_tokens, found.most_new_tokens, found.rows) == (10, 9, 1)
+    assert found.prompt_tokens == len("<user> " + "a" * 40) / 4
+    assert (found.most_new_tokens, found.rows) == (9, 1)
 
 
 def test_rows_that_are_errors_tell_nothing_of_prompts(job: Path) -> None:

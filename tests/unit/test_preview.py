@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from launcher.errors import RowError
 from launcher.chat import chat_text
+from launcher.errors import RowError
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

@@ -60,12 +60,9 @@ from launcher.plan.types import Cut  # noqa: E402
 ONE = "llama-3.1-8b,qwen3-30b-a3b-fp8,gemma-3-27b,gpt-oss-20b,qwen3-8b,llama-3.2-3b,llama-3.2-1b"
 TWO = "llama-3.1-8b:tp2,llama-3.1-8b:pp2,qwen3-32b:tp2"
 SHAPE = re.compile(r"(?P<model>[^:]+)(?::(?P<kind>tp|pp)(?P<size>\d+))?")
-# From the moment at which a GPU is free: what a start is expected to take, and may take.
-IMPORT_S = 40.0
-START_S = {"default": 45.0}
-EAGER_START_S = 20.0
+# Parts of --start-s that an import takes, and a start without CUDA graphs.
+IMPORT, EAGER = 0.9, 0.45
 START_LIMIT_S = 180.0
-PROBE_S = 8.0
 DRAIN_S = 20.0
 DRAINED_MIB = 300.0
 ENVIRONMENT = {
@@ -83,11 +80,12 @@ class Task:
     case: Case
     config: Mapping[str, Any]
     said: Said
+    start_s: float
     seconds: float
 
     @property
     def expected_s(self) -> float:
-        return START_S.get(self.case.plan, EAGER_START_S) + self.seconds
+        return self.start_s + self.seconds
 
 
 class Bench:
@@ -95,7 +93,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, folder: Path, card: Card) -> None:
         self.args, self.folder, self.card = args, folder, card
-        self.until = time.time() + args.limit_s
+        self._until: float = time.time() + args.limit_s
         self.gpus = GpuWatch()
         self.results: list[dict[str, Any]] = []
         self.target = Path(os.environ.get("OUT", ".")) / f"{args.name}.json"
@@ -103,7 +101,7 @@ class Bench:
         self._lock = threading.Lock()
 
     def left_s(self) -> float:
-        return self.until - time.time()
+        return self._until - time.time()
 
     def add(self, case: Case, said: Said | None, measured: Mapping[str, Any]) -> None:
         """Keep, print and write down one result."""
@@ -224,7 +222,7 @@ def run_lane(bench: Bench, gpus: Sequence[str], tasks: collections.deque[Task]) 
     following: Engine | None = None
     first = True
     while following is not None or tasks:
-        now = following or _begun(bench, gpus, tasks, IMPORT_S if first else 0.0)
+        now = following or _begun(bench, gpus, tasks, bench.args.start_s * IMPORT if first else 0.0)
         first = False
         if now is None:
             continue
@@ -286,10 +284,11 @@ def tasks_of(bench: Bench, cases: Iterable[Case]) -> list[Task]:
         if why is not None or said is None:
             bench.add(case, said, {"left_out": why})
             continue
-        seconds = PROBE_S
+        start_s, seconds = bench.args.start_s * EAGER, bench.args.probe_s
         if case.plan == "default":
+            start_s = bench.args.start_s
             seconds = bench.args.seconds + said.figures().get("fill_s", 0.0)
-        tasks.append(Task(case, models[case.model], said, seconds))
+        tasks.append(Task(case, models[case.model], said, start_s, seconds))
     return tasks
 
 
@@ -335,6 +334,8 @@ def arguments(gpus: int) -> argparse.Namespace:
     parser.add_argument("--plans", default=",".join(PLANS))
     parser.add_argument("--seconds", type=float, default=15.0, help="of a rate, once all run")
     parser.add_argument("--fill-s", type=float, default=FILL_S, help="until all run, at most")
+    parser.add_argument("--probe-s", type=float, default=8.0, help="of rows for other plans")
+    parser.add_argument("--start-s", type=float, default=45.0, help="of a start, as expected")
     parser.add_argument("--limit-s", type=float, default=570.0, help="for everything")
     parser.add_argument("--models", type=Path, default=MODELS, help="configs by name, as JSON")
     parser.add_argument("--name", default="planner_gpu", help="of the JSON file")

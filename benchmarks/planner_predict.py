@@ -23,6 +23,7 @@ from launcher.plan.engine_memory import EngineMemory, cuda_bytes, engine_memory 
 from launcher.plan.machine import find_machine  # noqa: E402
 from launcher.plan.memory import Fit, fit  # noqa: E402
 from launcher.plan.types import Cut  # noqa: E402
+from launcher.spec.leaves import Bytes  # noqa: E402
 from launcher.spec.site import Gpus  # noqa: E402
 
 MODELS = Path(__file__).with_name("planner_models.json")
@@ -53,7 +54,6 @@ Plan = Literal["default", "full", "over", "least", "below"]
 the largest KV cache that is accepted and ``over`` the smallest that is refused, in bytes; ``least``
 has the smallest share of the GPU that is accepted and ``below`` the largest that is refused."""
 PLANS: tuple[Plan, ...] = get_args(Plan)
-ACCEPTED = frozenset({"default", "full", "least"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class Card:
     def gpus(self) -> Gpus:
         return Gpus(
             model=self.model,
-            memory=self.memory_bytes,
+            memory=Bytes(self.memory_bytes),
             per_node=self.count,
             topology="all-to-all",
         )

@@ -116,7 +116,9 @@ def lines_of(results: Sequence[Result]) -> Iterator[str]:
     if rates:
         yield "New tokens a second in the steady state:"
         yield ""
-        yield "| model | in flight: predicted | seen | tokens/s: predicted | seen | ratio | | limit |"
+        yield (
+            "| model | in flight: predicted | seen | tokens/s: predicted | seen | ratio | | limit |"
+        )
         yield "|---|---|---|---|---|---|---|---|"
         yield from (f"| {' | '.join(_rate(result))} |" for result in rates)
         yield ""

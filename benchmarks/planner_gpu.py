@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,19 @@ TWO = "llama-3.1-8b:tp2,llama-3.1-8b:pp2,qwen3-32b:tp2"
 SHAPE = re.compile(r"(?P<model>[^:]+)(?::(?P<kind>tp|pp)(?P<size>\d+))?")
 # Parts of --start-s that an import takes, and a start without CUDA graphs.
 IMPORT, EAGER = 0.9, 0.45
+# Engines that import while another one has the GPU.
+AHEAD = 2
 START_LIMIT_S = 180.0
 DRAIN_S = 20.0
 DRAINED_MIB = 300.0
 ENVIRONMENT = {
-    # They build kernels when they are first wanted, which takes minutes.
+    # These build kernels when they are first wanted, which takes minutes.
     "VLLM_USE_DEEP_GEMM": "0",
     "VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER": "0",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # by which nvidia-smi counts
 }
 LOG_TAIL = 3000
+NOT_SHOWN = {"samples", "log", "kernels", "from", "to"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,11 @@ class Bench:
             "measured": dict(measured),
         }
         result["right"] = judged(result)
-        shown = {k: v for k, v in measured.items() if k not in ("samples", "log", "kernels")}
+        shown = {
+            key: round(value, 1) if isinstance(value, float) else value
+            for key, value in measured.items()
+            if key not in NOT_SHOWN
+        }
         with self._lock:
             self.results.append(result)
             print(f"{case.name}, {case.plan}: {result['right']} {json.dumps(shown)}", flush=True)
@@ -218,34 +226,40 @@ class Engine:
 
 
 def run_lane(bench: Bench, gpus: Sequence[str], tasks: collections.deque[Task]) -> None:
-    """The tasks in turn, on these GPUs; while one has them, the next one imports."""
-    following: Engine | None = None
-    first = True
-    while following is not None or tasks:
-        now = following or _begun(bench, gpus, tasks, bench.args.start_s * IMPORT if first else 0.0)
-        first = False
-        if now is None:
+    """The tasks in turn, on these GPUs; while one has them, the next ones import."""
+    waiting: collections.deque[Engine] = collections.deque()
+    before_s = bench.args.start_s * IMPORT
+    while waiting or tasks:
+        if not waiting:
+            waiting.extend(_begun(bench, gpus, tasks, 1, before_s))
             continue
-        following = _begun(bench, gpus, tasks, now.task.expected_s)
-        bench.add(now.task.case, now.task.said, now.run())
-        if following is not None and bench.left_s() < following.task.expected_s:
-            following.kill()
-            bench.add(following.task.case, following.task.said, {"left_out": "no time"})
-            following = None
+        before_s, now = 0.0, waiting.popleft()
+        task = now.task
+        if bench.left_s() < task.expected_s:
+            now.kill()
+            bench.add(task.case, task.said, {"left_out": "no time"})
+            continue
+        ahead_s = task.expected_s + sum(engine.task.expected_s for engine in waiting)
+        waiting.extend(_begun(bench, gpus, tasks, AHEAD - len(waiting), ahead_s))
+        bench.add(task.case, task.said, now.run())
 
 
 def _begun(
-    bench: Bench, gpus: Sequence[str], tasks: collections.deque[Task], before_s: float
-) -> Engine | None:
-    """An engine for the next task; none where there is none, or no time for it."""
-    try:
-        task = tasks.popleft()
-    except IndexError:
-        return None
-    if bench.left_s() < before_s + task.expected_s:
-        bench.add(task.case, task.said, {"left_out": "no time"})
-        return None
-    return Engine(bench, task, gpus)
+    bench: Bench, gpus: Sequence[str], tasks: collections.deque[Task], count: int, before_s: float
+) -> Iterator[Engine]:
+    """Engines for the next tasks, as far as there is time for them."""
+    while count > 0:
+        try:
+            task = tasks.popleft()
+        except IndexError:
+            return
+        before_s += task.expected_s
+        if bench.left_s() < before_s:
+            bench.add(task.case, task.said, {"left_out": "no time"})
+            before_s -= task.expected_s
+            continue
+        count -= 1
+        yield Engine(bench, task, gpus)
 
 
 def read_shapes(words: str, plans: Sequence[Plan]) -> list[Case]:

@@ -102,7 +102,7 @@ def summary(results: Sequence[Result]) -> tuple[str, bool]:
 
 def lines_of(results: Sequence[Result]) -> Iterator[str]:
     """Tables as docs/results has them."""
-    default = [r for r in results if r["plan"] == "default" and "weights" in r["measured"]]
+    default = [r for r in results if r["plan"] == "default" and "kv_tokens" in r["measured"]]
     if default:
         yield "KV cache at vLLM's own share of the GPU; GiB of one GPU, counted / measured:"
         yield ""
@@ -112,7 +112,7 @@ def lines_of(results: Sequence[Result]) -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|---|"
         yield from (f"| {' | '.join(_memory(result))} |" for result in default)
         yield ""
-    rates = [r for r in default if "tokens_s" in r["measured"]]
+    rates = [r for r in results if "tokens_s" in r["measured"] and r["plan"] == "default"]
     if rates:
         yield "New tokens a second in the steady state:"
         yield ""
@@ -148,14 +148,14 @@ def _memory(result: Result) -> tuple[str, ...]:
     said, measured = result["said"], result["measured"]
     beside = sum(said[part] for part in ("activations", "graphs", "reserve"))
     left = None
-    if "kv" in measured:
+    if "kv" in measured and "weights" in measured:
         # What came off vLLM's share before the cache got the rest.
         share = said["kv_bytes"] + said["weights"] + beside
         left = share - measured["kv"] - measured["weights"]
     tokens = measured.get("kv_tokens")
     return (
         result["name"],
-        _gib(said["weights"], measured["weights"]),
+        _gib(said["weights"], measured.get("weights")),
         _gib(beside, left),
         _gib(said["peak"], measured.get("peak")),
         f"{said['kv_tokens']:,}",

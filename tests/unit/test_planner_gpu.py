@@ -65,8 +65,8 @@ def result(plan: str, said: dict[str, Any], measured: dict[str, Any]) -> dict[st
 @pytest.mark.parametrize("name", sorted(MODELS.keys() & BUILTIN.keys()))
 def test_configs_are_those_of_the_catalogue(name: str) -> None:
     given, built = shape_from_config(name, MODELS[name]), BUILTIN[name]
-    same = {"classes": built.classes, "max_position_embeddings": None}
-    assert dataclasses.replace(given, **same) == built
+    same = dataclasses.replace(given, classes=built.classes, max_position_embeddings=None)
+    assert same == built
 
 
 def test_at_least_six_shapes_are_wanted_and_all_have_a_config() -> None:
@@ -275,6 +275,28 @@ def test_each_case_is_measured_and_told(tmp_path: Path) -> None:
     assert "| llama-3.2-1b | over | kv_cache_memory_bytes " in done.stdout
     assert "plans as counted: 4 of 4" in done.stdout
     assert done.returncode == 1  # no rate is what the stand-in's is
+
+
+def test_an_engine_that_has_been_imported_waits_for_its_gate(tmp_path: Path) -> None:
+    worker = tmp_path / "vllm" / "v1" / "worker" / "gpu_worker.py"
+    worker.parent.mkdir(parents=True)
+    worker.write_text("print('imported', flush=True)\n")
+    gate = tmp_path / "gate"
+    environ = os.environ | {
+        "PYTHONPATH": f"{ROOT / 'benchmarks' / 'gpu_gate'}:{tmp_path}",
+        "GPU_GATE": str(gate),
+    }
+    code = "import vllm.v1.worker.gpu_worker; print('used')"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "imported\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        gate.touch()
+        assert process.stdout.read() == "used\n"
+        assert process.wait(10) == 0
 
 
 def test_when_time_runs_out_there_is_what_was_found_until_then(tmp_path: Path) -> None:

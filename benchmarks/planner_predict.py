@@ -187,24 +187,16 @@ def predict(
             rates = cost(shape, case.cut, machine, few, serving)
     except ValueError:
         rates = None
-    logged = logged_tokens(found, memory, options["max_model_len"])
+    logged = logged_tokens(found, options["max_model_len"])
     return Said(options=options, memory=memory, fit=found, logged_tokens=logged, cost=rates)
 
 
-def logged_tokens(found: Fit, memory: EngineMemory, length: int) -> int:
+def logged_tokens(found: Fit, length: int) -> int:
     """The KV cache as vLLM's log has it: sequences of ``length`` in it, times ``length``.
 
-    A layer with a window holds a whole step more than it while a prompt is read
-    (``v1/kv_cache_interface.py``, ``SlidingWindowSpec``; ``v1/core/kv_cache_utils.py``,
-    ``get_kv_cache_capacity``).
+    (``v1/core/kv_cache_utils.py``, ``get_kv_cache_capacity``)
     """
-
-    def tokens(stage: Any) -> int:
-        growing = (stage.kv_per_token - stage.kv_in_windows) * length
-        least = growing + stage.kv_in_windows * min(length, stage.window + memory.tokens)
-        return int(stage.kv_bytes * length / least)
-
-    return min(tokens(stage) for stage in found.stages)
+    return min(stage.kv_bytes * length // stage.longest_bytes(length) for stage in found.stages)
 
 
 def _fit(

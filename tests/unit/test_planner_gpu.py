@@ -117,6 +117,7 @@ def test_windows_hold_a_whole_step_more_where_vllm_counts_its_cache() -> None:
     (stage,) = said.fit.stages
     # A step of 16,384 tokens is longer than the sequence: windows save nothing there.
     assert said.logged_tokens == stage.kv_bytes // stage.kv_per_token
+    assert said.fit.kv_tokens > said.logged_tokens
 
 
 def test_a_gpu_that_the_planner_does_not_know_is_named() -> None:

@@ -92,13 +92,19 @@ class Task:
         return self.start_s + self.seconds
 
 
+def used_mib() -> dict[str, float]:
+    """What is in use of each GPU, by its number."""
+    lines = gpu_lines("--query-gpu=index,memory.used", "--format=csv,noheader,nounits")
+    return {index: float(used) for index, used in (line.split(", ") for line in lines)}
+
+
 class Bench:
     """What all lanes share: the clock, the GPUs that are watched, and the results."""
 
     def __init__(self, args: argparse.Namespace, folder: Path, card: Card) -> None:
         self.args, self.folder, self.card = args, folder, card
         self._until: float = time.time() + args.limit_s
-        self.gpus = GpuWatch()
+        self.gpus, self.idle_mib = GpuWatch(), used_mib()
         self.results: list[dict[str, Any]] = []
         self.target = Path(os.environ.get("OUT", ".")) / f"{args.name}.json"
         self.machine = machine()
@@ -190,13 +196,11 @@ class Engine:
 
     def _wait_until_free(self) -> None:
         given_up = time.time() + DRAIN_S
-        while time.time() < given_up and max(self._used_mib()) > DRAINED_MIB:
+        while time.time() < given_up:
+            now, idle = used_mib(), self.bench.idle_mib
+            if all(now[gpu] <= idle[gpu] + DRAINED_MIB for gpu in self.gpus):
+                return
             time.sleep(0.2)
-
-    def _used_mib(self) -> list[float]:
-        lines = gpu_lines("--query-gpu=index,memory.used", "--format=csv,noheader,nounits")
-        used = dict(line.split(", ") for line in lines)
-        return [float(used[gpu]) for gpu in self.gpus]
 
     def _measured(self, code: int | None, began: float, ended: float) -> dict[str, Any]:
         text = self.log.read_text(errors="replace")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,27 @@ from typing import Any
 from launcher.data.formats import format_of, is_streamed
 from launcher.data.prompts import PromptBuilder
 from launcher.data.readers import place
-from launcher.data.rows import Row, read_unit, sample
+from launcher.data.rows import Row, UnitReader, read_unit, sample
 from launcher.errors import Problem, RowError
 from launcher.plan import grid
+from launcher.plan.outlook import Range
+from launcher.plan.sampling import Stretch, mean_of, rows_in
 from launcher.plan.types import InputFile, RunIdentity
 from launcher.prepare import Prepared
 from launcher.preview import Messages, final_text
 
-__all__ = ["BadRows", "InputReport", "Lengths", "check_input", "warning_of"]
+__all__ = ["CHARACTERS_PER_TOKEN", "BadRows", "InputReport", "Lengths", "check_input", "warning_of"]
 
 FIRST_ROWS = 200
 SPREAD_ROWS = 200
 SPREAD_UNITS = 40
 _EACH = SPREAD_ROWS // SPREAD_UNITS
+# Where there is no tokenizer.
+CHARACTERS_PER_TOKEN = 4
+# Factor by which rows may be more or less where files are known by their first rows alone.
+_HEADS_ONLY = 1.25
+# So many are read through where rows are longer than they are.
+_MOST_UNITS = 200
 # Lines are counted only so far into a file: beyond, a byte offset has to do.
 _COUNTED_BYTES = 4 * 1024**2
 
@@ -62,12 +71,17 @@ class InputReport:
     ----------
     rows
         Looked at. ``whole``: they are all there are.
-    rows_estimate
+    rows_range
         In all of the input, from bytes a row; None where nothing tells.
     bad
         By code, in the order in which they were met.
     tokens
         None without a tokenizer, or where none was wanted.
+    prompt_tokens, counted
+        Mean of all rows, ``counted`` by a tokenizer or by so many characters for each token; None
+        where no row is a prompt.
+    most_new_tokens
+        Mean of what rows may get at the most.
     context_tokens
         What the model takes, prompt and answer together; None where it is not known.
     over_context
@@ -78,10 +92,13 @@ class InputReport:
 
     rows: int
     whole: bool
-    rows_estimate: int | None
+    rows_range: Range | None
     bad: tuple[BadRows, ...]
     characters: Lengths | None
     tokens: Lengths | None
+    prompt_tokens: Range | None
+    counted: bool
+    most_new_tokens: Range | None
     context_tokens: int | None
     over_context: int | None
     duplicate_ids: int
@@ -92,6 +109,10 @@ class InputReport:
         return sum(entry.rows for entry in self.bad)
 
     @property
+    def rows_estimate(self) -> int | None:
+        return None if self.rows_range is None else round(self.rows_range.likely)
+
+    @property
     def rows_words(self) -> str:
         """``400 of about 1,200,000 rows``: an estimate is worth two digits."""
         if self.whole or not self.rows_estimate:
@@ -100,12 +121,23 @@ class InputReport:
         return f"{self.rows} of about {round(self.rows_estimate, digits):,} rows"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Final:
-    """A final prompt. ``special`` tokens are added by the tokenizer, unless a template did."""
+    """A final prompt. ``special`` tokens are added by the tokenizer, unless a template did.
+
+    ``tokens`` is how many it has, where the row brings them.
+    """
 
     text: str
     special: bool
+    most_new_tokens: int
+    tokens: int | None = None
+
+    @property
+    def about_tokens(self) -> float:
+        if self.tokens is not None:
+            return self.tokens
+        return max(1.0, len(self.text) / CHARACTERS_PER_TOKEN)
 
 
 def check_input(prepared: Prepared, *, with_tokens: bool = False) -> InputReport:
@@ -123,23 +155,30 @@ def check_input(prepared: Prepared, *, with_tokens: bool = False) -> InputReport
         The input cannot be read; as `launcher.data.rows.sample`.
     """
     identity = prepared.identity
-    stretches, whole = _sampled(identity)
-    rows = list(chain.from_iterable(stretches))
-    ids, finals, failures = _build(prepared, rows)
+    sampled, whole = _sampled(identity)
+    rows = list(chain.from_iterable(place.rows for place in sampled))
+    built = _build(prepared, rows)
+    finals = list(built.finals.values())
     model = prepared.resolution.plan.model_path
-    tokens = _token_counts(Path(model), finals) if with_tokens and model else None
+    tokens = _token_counts(Path(model), built.finals) if with_tokens and model else None
     context = _context_tokens(Path(model)) if model else None
-    over = None if tokens is None or context is None else sum(n >= context for n in tokens)
+    over = None if tokens is None or context is None else sum(n >= context for n in tokens.values())
+    lengths = {key: final.about_tokens for key, final in built.finals.items()}
+    most = {key: final.most_new_tokens for key, final in built.finals.items()}
+    about = _exact if whole else partial(_mean, identity, sampled)
     return InputReport(
         rows=len(rows),
         whole=whole,
-        rows_estimate=len(rows) if whole else _estimate(identity, stretches),
-        bad=tuple(_grouped(identity.inputs, failures)),
+        rows_range=Range.exactly(len(rows)) if whole else _rows(identity, sampled),
+        bad=tuple(_grouped(identity.inputs, built.failures)),
         characters=_lengths([len(final.text) for final in finals]),
-        tokens=_lengths(tokens or []),
+        tokens=_lengths(list((tokens or {}).values())),
+        prompt_tokens=about(lengths if tokens is None else tokens),
+        counted=tokens is not None,
+        most_new_tokens=about(most),
         context_tokens=context,
         over_context=over,
-        duplicate_ids=len(ids) - len(set(ids)),
+        duplicate_ids=len(built.ids) - len(set(built.ids)),
         equal_prompts=len(finals) - len({final.text for final in finals}),
     )
 
@@ -157,17 +196,31 @@ def warning_of(report: InputReport) -> Problem | None:
     return Problem("input.bad-rows", message, hint=hint, severity="warning")
 
 
-def _sampled(identity: RunIdentity) -> tuple[list[list[Row]], bool]:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Neighbouring rows, how much of the input they stand for, and where the next row would be."""
+
+    rows: list[Row]
+    share_bytes: float
+    end: int | None = None
+
+
+def _sampled(identity: RunIdentity) -> tuple[list[_Place], bool]:
     """Stretches of neighbouring rows, and whether they are all rows of the run."""
     first = list(islice(_from_the_start(identity), FIRST_ROWS + 1))
     if len(first) <= FIRST_ROWS:
-        return [first], True
+        return [_Place(first, identity.grid.total_bytes)], True
     first.pop()
-    known = (first[-1].file, first[-1].offset)
-    spread = (
-        [row for row in islice(rows, _EACH) if _place(row) > known] for rows in _spread(identity)
-    )
-    return [first, *filter(None, spread)], False
+    known = _key(first[-1])
+    spread = list(_spread(identity))
+    apart = [replace(place, rows=rows) for place in spread if (rows := _behind(place.rows, known))]
+    # The first rows stand for the places that lie among them, and no more of them than from there.
+    inside = sum(place.share_bytes for place in spread) - sum(p.share_bytes for p in apart)
+    return [_Place(first, inside), *apart], False
+
+
+def _behind(rows: Sequence[Row], known: tuple[int, int]) -> list[Row]:
+    return [row for row in rows if _key(row) > known]
 
 
 def _from_the_start(identity: RunIdentity) -> Iterator[Row]:
@@ -178,69 +231,131 @@ def _from_the_start(identity: RunIdentity) -> Iterator[Row]:
     return chain.from_iterable(read_unit(identity.inputs, identity.grid, n) for n in numbers)
 
 
-def _spread(identity: RunIdentity) -> Iterator[Iterable[Row]]:
-    """The rows of units evenly over the data, or of the files that can be read from there only."""
+def _spread(identity: RunIdentity) -> Iterator[_Place]:
+    """Rows from units evenly over the data, or of the files that can be read from there only."""
     inputs, total = identity.inputs, grid.count(identity.grid)
-    starts = list(accumulate((entry.span for entry in inputs), initial=0))
+    starts = _starts(identity)
     count = min(SPREAD_UNITS, total)
-    seen = set()
-    for index in range(count):
-        unit = (2 * index + 1) * total // (2 * count)
-        file = bisect_right(starts, grid.span(identity.grid, unit)[0], hi=len(inputs)) - 1
-        if not is_streamed(inputs[file]):
-            yield read_unit(inputs, identity.grid, unit)
-        elif file not in seen:
-            seen.add(file)
-            yield (row._replace(file=file) for row in sample([inputs[file]], _EACH))
+    units = [(2 * index + 1) * total // (2 * count) for index in range(count)]
+    begins = [grid.span(identity.grid, unit)[0] for unit in units]
+    # Units of the last tenth are smaller: each place stands for the bytes around it.
+    edges = [0, *((a + b) // 2 for a, b in pairwise(begins)), identity.grid.total_bytes]
+    streamed: dict[int, float] = {}
+    for (unit, until), begin, (low, high) in zip(
+        pairwise([*units, total]), begins, pairwise(edges), strict=True
+    ):
+        file = bisect_right(starts, begin, hi=len(inputs)) - 1
+        if is_streamed(inputs[file]):
+            streamed[file] = streamed.get(file, 0.0) + high - low
+        else:
+            yield _Place(_rows_from(identity, unit, until), high - low)
+    for file, share_bytes in streamed.items():
+        heads = [row._replace(file=file) for row in sample([inputs[file]], _EACH)]
+        yield _Place(heads, share_bytes, starts[file + 1] if len(heads) < _EACH else None)
 
 
-def _place(row: Row) -> tuple[int, int]:
+def _rows_from(identity: RunIdentity, unit: int, until: int) -> list[Row]:
+    """The next rows from the start of ``unit`` on; one may be longer than several units."""
+    with UnitReader(identity.inputs, identity.grid) as reader:
+        units = range(unit, min(until, unit + _MOST_UNITS))
+        return list(islice(chain.from_iterable(map(reader.read, units)), _EACH))
+
+
+def _starts(identity: RunIdentity) -> list[int]:
+    return list(accumulate((entry.span for entry in identity.inputs), initial=0))
+
+
+def _key(row: Row) -> tuple[int, int]:
     return row.file, row.offset
 
 
-def _estimate(identity: RunIdentity, stretches: Sequence[Sequence[Row]]) -> int | None:
-    """All rows, from the mean distance of neighbours; the first rows count if nothing else does."""
-    distances = [
-        [
-            place(identity.inputs[b.file], b.offset) - place(identity.inputs[a.file], a.offset)
-            for a, b in pairwise(rows)
-            if a.file == b.file
-        ]
-        for rows in stretches
-    ]
-    spread = list(chain.from_iterable(distances[1:])) or distances[0]
-    apart = sum(spread)
-    return round(identity.grid.total_bytes * len(spread) / apart) if apart else None
+def _stretches(
+    identity: RunIdentity, places: Sequence[_Place], values: Mapping[tuple[int, int], float]
+) -> list[Stretch]:
+    """The places as numbers, those that stand for something or, if none does, the first rows."""
+    starts = _starts(identity)
+    found = []
+    for number, at in enumerate(places):
+        if not at.rows or (not at.share_bytes and len(places) > 1):
+            continue
+        # Of the first rows as many as of other places: they are no more typical than those.
+        among = round(SPREAD_UNITS * at.share_bytes / identity.grid.total_bytes)
+        rows = at.rows[: max(1, among) * _EACH] if not number and len(places) > 1 else at.rows
+        begins = [
+            starts[row.file] + place(identity.inputs[row.file], row.offset) for row in rows
+        ] + ([at.end] if at.end is not None else [])
+        found.append(
+            Stretch(
+                file=rows[0].file,
+                share_bytes=at.share_bytes,
+                gaps_bytes=tuple(b - a for a, b in pairwise(begins)),
+                values=tuple(values[_key(row)] for row in rows if _key(row) in values),
+            )
+        )
+    return found
 
 
-def _build(
-    prepared: Prepared, rows: Sequence[Row]
-) -> tuple[list[str], list[_Final], list[tuple[Row, RowError]]]:
-    """Ids, final prompts, and the rows that come to none."""
+def _exact(values: Mapping[tuple[int, int], float]) -> Range | None:
+    return Range.exactly(sum(values.values()) / len(values)) if values else None
+
+
+def _rows(identity: RunIdentity, places: Sequence[_Place]) -> Range | None:
+    """All rows, as far as a sample tells, and no fewer than were looked at."""
+    told = [entry.rows for entry in identity.inputs if entry.rows is not None]
+    if len(told) == len(identity.inputs) and identity.grid.total_bytes == _starts(identity)[-1]:
+        return Range.exactly(sum(told))
+    found = rows_in(_stretches(identity, places, {}), identity.grid.total_bytes)
+    if found is None:
+        return None
+    seen = sum(len(at.rows) for at in places)
+    heads_only = any(is_streamed(entry) for entry in identity.inputs)
+    found = found * Range.around(1.0, _HEADS_ONLY if heads_only else 1.0)
+    return Range(*(max(seen, round(value)) for value in (found.least, found.likely, found.most)))
+
+
+def _mean(
+    identity: RunIdentity, places: Sequence[_Place], values: Mapping[tuple[int, int], float]
+) -> Range | None:
+    """The mean of a value over all rows."""
+    return mean_of(_stretches(identity, places, values))
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """Ids, final prompts by their rows, and the rows that come to none."""
+
+    ids: list[str]
+    finals: dict[tuple[int, int], _Final]
+    failures: list[tuple[Row, RowError]]
+
+
+def _build(prepared: Prepared, rows: Sequence[Row]) -> _Built:
     identity = prepared.identity
     builder = PromptBuilder(identity.prompt, identity.sampling)
     as_text = final_text(prepared)
-    ids: list[str] = []
-    finals: list[_Final] = []
-    failures: list[tuple[Row, RowError]] = []
+    built = _Built([], {}, [])
     for row in rows:
         try:
             id_, final = _final(builder, row, as_text)
         except RowError as exc:
-            failures.append((row, exc))
+            built.failures.append((row, exc))
             continue
-        finals.append(final)
-        ids += [] if id_ is None else [id_]
-    return ids, finals, failures
+        built.finals[_key(row)] = final
+        built.ids.extend([] if id_ is None else [id_])
+    return built
 
 
 def _final(
     builder: PromptBuilder, row: Row, as_text: Callable[[Messages], str]
 ) -> tuple[str | None, _Final]:
     prompt = builder.build(row)
+    most = prompt.sampling.max_tokens
     if prompt.messages is not None:
-        return prompt.id, _Final(as_text(prompt.messages), special=False)
-    return prompt.id, _Final(prompt.text or "", special=True)
+        return prompt.id, _Final(text=as_text(prompt.messages), special=False, most_new_tokens=most)
+    tokens = None if prompt.tokens is None else len(prompt.tokens)
+    return prompt.id, _Final(
+        text=prompt.text or "", special=True, most_new_tokens=most, tokens=tokens
+    )
 
 
 def _grouped(
@@ -277,7 +392,9 @@ def _lengths(lengths: Sequence[int]) -> Lengths | None:
     return Lengths(median=ordered[last // 2], p95=ordered[last * 95 // 100], max=ordered[last])
 
 
-def _token_counts(model: Path, finals: Sequence[_Final]) -> list[int] | None:
+def _token_counts(
+    model: Path, finals: Mapping[tuple[int, int], _Final]
+) -> dict[tuple[int, int], int] | None:
     path = model / "tokenizer.json"
     try:
         tokenizers: Any = importlib.import_module("tokenizers")
@@ -288,7 +405,13 @@ def _token_counts(model: Path, finals: Sequence[_Final]) -> list[int] | None:
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return [len(tokenizer.encode(f.text, add_special_tokens=f.special).ids) for f in finals]
+
+    def count(final: _Final) -> int:
+        if final.tokens is not None:
+            return final.tokens
+        return len(tokenizer.encode(final.text, add_special_tokens=final.special).ids)
+
+    return {key: count(final) for key, final in finals.items()}
 
 
 def _context_tokens(model: Path) -> int | None:

@@ -25,6 +25,7 @@ from launcher.data.prompts import check_prompt
 from launcher.data.rows import extent, sample
 from launcher.errors import Location, PlanError, Problem, SpecError
 from launcher.jobzip import build_zip
+from launcher.models.shapes import ModelShape
 from launcher.plan.capabilities import ENGINES
 from launcher.plan.grid import make_grid
 from launcher.plan.resolve import Facts, Resolution, resolve
@@ -36,7 +37,7 @@ from launcher.spec.decode import decode
 from launcher.spec.job import JobSpec
 from launcher.spec.leaves import Text
 from launcher.spec.rules import read_job
-from launcher.spec.site import SiteSpec
+from launcher.spec.site import Partition, SiteSpec
 from launcher.spec.source import Source, overlay, parse, with_setting
 
 __all__ = [
@@ -69,6 +70,8 @@ class Prepared:
     ----------
     job_text
         The job file as it was read, for the run directory.
+    shape
+        Of the model; None where it is not known, or where there is none.
     warnings
         What deserves a look and stops nothing.
     """
@@ -79,7 +82,17 @@ class Prepared:
     resolution: Resolution
     identity: RunIdentity
     run: RunDir
+    shape: ModelShape | None
     warnings: tuple[Problem, ...]
+
+    @property
+    def partition_name(self) -> str:
+        """Key of the site file: the job's, or the only one that there is."""
+        return self.job.resources.partition or next(iter(self.site.spec.partitions))
+
+    @property
+    def partition(self) -> Partition:
+        return self.site.spec.partitions[self.partition_name]
 
 
 def prepare(
@@ -135,6 +148,7 @@ def prepare(
         resolution=resolution,
         identity=identity,
         run=run,
+        shape=model.shape,
         warnings=(*resolution.warnings, *input_warnings),
     )
 

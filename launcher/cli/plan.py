@@ -26,6 +26,9 @@ def command(
     job: str, site: str | None, settings: tuple[str, ...], *, explain: bool, check_input: bool
 ) -> Answer:
     """Show how JOB would run and where every rank would sit. Writes nothing."""
+    from launcher import inputcheck
+    from launcher.cli.outlook import outlook_data, outlook_rows
+    from launcher.outlook import expected_start, forecast
     from launcher.plan.picture import draw, summary
     from launcher.prepare import prepare
 
@@ -36,13 +39,15 @@ def command(
         rows = [(d.key, d.value, d.source) for d in prepared.resolution.decisions]
         sections.append(columns([("value of", "is", "because of"), *rows]))
     data = plan_data(prepared)
+    report = inputcheck.check_input(prepared, with_tokens=check_input)
+    told, start = forecast(prepared, report), expected_start(plan)
+    sections.insert(1, columns(outlook_rows(told, start)))
+    data["outlook"] = outlook_data(told, start)
     if check_input:
-        from launcher import inputcheck
-
-        report = inputcheck.check_input(prepared, with_tokens=True)
         sections.append(columns(_input_rows(report)))
-        data["input"] = dataclasses.asdict(report)
-    return Answer(data=data, text="\n\n".join(sections), problems=prepared.warnings)
+        data["input"] = dataclasses.asdict(report) | {"rows_estimate": report.rows_estimate}
+    problems = (*prepared.warnings, *told.warnings)
+    return Answer(data=data, text="\n\n".join(sections), problems=problems)
 
 
 def _input_rows(report: InputReport) -> list[tuple[str, str]]:

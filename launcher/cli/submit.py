@@ -14,6 +14,7 @@ from launcher.cli.answer import Answer, AnswerCommand, job_options
 if TYPE_CHECKING:
     from launcher.errors import Problem
     from launcher.inputcheck import InputReport
+    from launcher.outlook import Forecast
     from launcher.prepare import Prepared
 
 __all__ = ["command"]
@@ -38,19 +39,29 @@ def command(
     On a run that exists already this goes on with what is missing; while a job of it is live,
     it attaches to that.
     """
+    from launcher.cli.outlook import outlook_line
+    from launcher.outlook import forecast
     from launcher.prepare import prepare
 
     prepared = prepare(Path(job), site=site, settings=settings, limit=limit)
     report, warnings = _look_at_input(prepared)
+    found = forecast(prepared, report)
+    warnings += found.warnings
     if dry_run:
-        return _dry_run(prepared, warnings)
+        return _dry_run(prepared, found, warnings)
     from launcher.cli.follow import started
     from launcher.submit import submit
 
-    answer = started(submit(prepared), waiting=waiting, warnings=warnings)
+    submission = submit(prepared)
+    answer = started(submission, waiting=waiting, warnings=warnings)
     if waiting:  # the text is about the end of the run
         return answer
-    return dataclasses.replace(answer, text=f"{answer.text}\n{_line(report)}")
+    lines = (
+        answer.text,
+        _line(report),
+        *([outlook_line(found)] if submission.how == "submitted" else []),
+    )
+    return dataclasses.replace(answer, text="\n".join(lines))
 
 
 def _look_at_input(prepared: Prepared) -> tuple[InputReport, list[Problem]]:
@@ -76,7 +87,8 @@ def _line(report: InputReport) -> str:
     return f"{report.rows_words} looked at, {report.bad_rows} would be errors"
 
 
-def _dry_run(prepared: Prepared, warnings: Sequence[Problem]) -> Answer:
+def _dry_run(prepared: Prepared, found: Forecast, warnings: Sequence[Problem]) -> Answer:
+    from launcher.cli.outlook import outlook_data
     from launcher.prepare import run_directory_files
     from launcher.submit import check_directory, next_plan_number
 
@@ -86,6 +98,7 @@ def _dry_run(prepared: Prepared, warnings: Sequence[Problem]) -> Answer:
     engine = f"plans/{number}.engine.yaml"
     texts = {n: files[n].decode() for n in ("script.sh", engine) if n in files}
     data = {"directory": str(prepared.run.path), "files": sorted(files), "texts": texts}
+    data["outlook"] = outlook_data(found)
     parts = [texts["script.sh"].rstrip("\n")]
     if engine in texts:
         parts.append(f"# {engine}\n" + texts[engine].rstrip("\n"))

@@ -20,6 +20,7 @@ __all__ = [
     "Tres",
     "gpus_in",
     "read_count",
+    "read_expected_start",
     "read_gres",
     "read_job_state",
     "read_memory",
@@ -37,6 +38,11 @@ _CLOCK = re.compile(
 _MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMGTPE]?)B?([nc]?)", re.IGNORECASE)
 _COUNT = re.compile(r"([0-9]{1,15})([KMGTP]?)")
 _IN_BRACKETS = re.compile(r"\((S|IDX|CPU_IDX):([^()]*)\)")
+# slurm, src/api/allocate.c, slurm_job_will_run. Dates that are none are left to who reads them.
+_EXPECTED_START = re.compile(
+    r"\bJob [0-9]{1,10} to start at"
+    r" ((?:20|21)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9])(?![0-9])"
+)
 _MIG = re.compile(r"(?:^|[^a-z0-9])(?:[0-9]g[._-]?[0-9]+gb|mig)(?![a-z])", re.IGNORECASE)
 
 
@@ -92,6 +98,16 @@ class Memory:
 
     bytes: float
     per: str | None = None
+
+
+def read_expected_start(text: str) -> str | None:
+    """The time that ``sbatch --test-only`` names, without a zone; the last one if there are many.
+
+    >>> read_expected_start("sbatch: Job 7 to start at 2026-11-23T14:00:00 using 8 processors on …")
+    '2026-11-23T14:00:00'
+    """
+    found = _EXPECTED_START.findall(text)
+    return found[-1] if found else None
 
 
 def read_gres(text: str) -> tuple[Gres, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -61,10 +61,19 @@ def _newest_parts(run: RunDir, limit: int) -> list[Path]:
         if part["ok"] + part["error"]:
             path = run.part_path(part["unit"], part.get("overlay", 0))
             noted.setdefault(part["worker"], deque(maxlen=limit)).append(path)
-    known = [path for paths in noted.values() for path in paths]
-    ages = {path: _mtime_ns(path) for path in known or map(run.part_path, run.published_units())}
-    there = {path: age for path, age in ages.items() if age}
-    return heapq.nlargest(max(limit, len(known)), there, key=lambda path: (there[path], path))
+    known = noted.values() or [[run.part_path(unit)] for unit in run.published_units()]
+    there = [(age, n, path) for paths in known for n, (age, path) in enumerate(_aged(paths))]
+    newest = heapq.nlargest(len(there) if noted else limit, there)
+    return [path for _, _, path in newest]
+
+
+def _aged(paths: Iterable[Path]) -> Iterator[tuple[int, Path]]:
+    """Those that are there; none is older than the one before it, whatever its file says."""
+    newest = 0
+    for path in paths:
+        if age := _mtime_ns(path):
+            newest = max(newest, age)
+            yield newest, path
 
 
 def _mtime_ns(path: Path) -> int:

@@ -119,7 +119,7 @@ def _run_first_rank(task: ReplicaTask, plan: Plan) -> bool:
 
 
 async def _work(task: ReplicaTask, identity: RunIdentity, plan: Plan, leases: Leases) -> bool:
-    log = WorkerLog(task.run.path / "metrics", task.worker)
+    log = WorkerLog(task.run.path / "metrics", task.worker, plan=task.plan_number)
     dispatcher = Dispatcher(
         run=task.run,
         identity=identity,

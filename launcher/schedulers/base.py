@@ -76,6 +76,12 @@ class Scheduler(Protocol):
     def reasons(self, jobs: Sequence[JobRef]) -> Mapping[str, str]:
         """Why queued ``jobs`` wait, in words, by id; those that do not are left out."""
 
+    def expected_start(self, options: Sequence[tuple[str, str | None]]) -> str | None:
+        """When a job with these options would start, as ``YYYY-MM-DDTHH:MM:SS`` of local time.
+
+        None where jobs start at once. An estimate of this moment, and nothing is submitted.
+        """
+
     def cancel(self, jobs: Sequence[JobRef]) -> None:
         """End ``jobs``; those that are over already are no error.
 

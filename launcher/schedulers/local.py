@@ -70,6 +70,9 @@ class LocalScheduler:
     def reasons(self, jobs: Sequence[JobRef]) -> Mapping[str, str]:  # noqa: ARG002 - none wait
         return {}
 
+    def expected_start(self, options: Sequence[tuple[str, str | None]]) -> str | None:  # noqa: ARG002 - it has no queue
+        return None
+
     def states(self, jobs: Sequence[JobRef]) -> Mapping[str, JobState]:
         for own in self._jobs:
             own.done()

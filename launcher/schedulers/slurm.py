@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import Problem, SchedulerError
-from launcher.parsers.slurm_values import read_job_state
+from launcher.parsers.slurm_values import read_expected_start, read_job_state
 from launcher.schedulers.base import JobRef, JobState, clean_environment
 
 __all__ = ["REASONS", "STATES", "SlurmScheduler"]
@@ -65,6 +65,8 @@ REASONS: Mapping[str, str] = {
     "AssocGrpBillingMinutes": "hopeless: the account has no hours left",
     "AssocGrpCPUMinutesLimit": "hopeless: the account has no hours left",
 }
+# For a figure that is only nice to have.
+_PATIENCE_S = 10.0
 _TRANSIENT = ("Unable to contact slurm controller", "Socket timed out", "try again")
 
 
@@ -112,6 +114,21 @@ class SlurmScheduler:
             if reason is not None:
                 # Some are followed by what they are about: "ReqNodeNotAvail, Unavailable…".
                 found[job.id] = REASONS.get(reason.partition(",")[0], reason)
+        return found
+
+    def expected_start(self, options: Sequence[tuple[str, str | None]]) -> str | None:
+        """As ``sbatch --test-only`` has it; of an array, of its first task.
+
+        It goes by the time limits of what runs and waits now (sbatch(1)).
+        """
+        words = [name if value is None else f"{name}={value}" for name, value in options]
+        # It answers on stderr (slurm, src/api/allocate.c, slurm_job_will_run).
+        answer = self._call("sbatch", "--test-only", *words, "--wrap=true", most_s=_PATIENCE_S)
+        found = read_expected_start(answer.stderr)
+        if found is None:
+            said = " ".join(answer.stderr.split())[:200]
+            problem = Problem("slurm.no-start", f"`sbatch --test-only` named no time: {said!r}")
+            raise SchedulerError(problem)
         return found
 
     def states(self, jobs: Sequence[JobRef]) -> Mapping[str, JobState]:
@@ -171,13 +188,17 @@ class SlurmScheduler:
             return []
 
     def _run(self, *argv: str) -> str:
+        return self._call(*argv, most_s=self._timeout_s).stdout
+
+    def _call(self, *argv: str, most_s: float) -> subprocess.CompletedProcess[str]:
         try:
             done = subprocess.run(
                 argv,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=self._timeout_s,
+                errors="replace",
+                timeout=most_s,
                 check=False,
                 env=clean_environment(os.environ),
             )
@@ -186,13 +207,13 @@ class SlurmScheduler:
             problem = Problem("slurm.absent", f"`{argv[0]}` is not on PATH", hint=hint)
             raise SchedulerError(problem) from exc
         except subprocess.TimeoutExpired as exc:
-            message = f"`{argv[0]}` gave no answer in {self._timeout_s:g} s"
+            message = f"`{argv[0]}` gave no answer in {most_s:g} s"
             raise SchedulerError(Problem("slurm.timeout", message), transient=True) from exc
         if done.returncode:
             text = done.stderr.strip() or "no message"
             problem = Problem("slurm.refused", f"`{argv[0]}` exited {done.returncode}: {text}")
             raise SchedulerError(problem, transient=any(t in text for t in _TRANSIENT))
-        return done.stdout
+        return done
 
 
 def _names(id_: str, job: str) -> bool:

@@ -1,8 +1,9 @@
 """What a worker tells about itself while it works, in ``metrics/``.
 
 ``<worker>.jsonl`` has a line for each part that it published, so that nobody need count rows
-again. ``<worker>.now`` says how it stands; it is replaced every few seconds and goes when the
-worker ends. Nothing here decides what is done: a lost or torn line costs a reader some work.
+again, and at the end one that says how it worked. ``<worker>.now`` says how it stands; it is
+replaced every few seconds and goes when the worker ends. Nothing here decides what is done: a lost
+or torn line costs a reader some work.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from typing import Any
 
 from launcher.rundir import replace
 
-__all__ = ["Beat", "WorkerLog", "read_answer_p95_s", "read_beats", "read_parts", "words"]
+__all__ = [
+    "Beat",
+    "WorkerLog",
+    "read_answer_p95_s",
+    "read_beats",
+    "read_parts",
+    "read_worked",
+    "words",
+]
 
 _MINUTE_S = 60.0
 _LONG_S = 600.0
@@ -71,7 +80,16 @@ _UNTOLD: dict[str, Any] = {field.name: field.default for field in fields(Beat)[2
     "tokens_per_s": 0.0,
     "tokens_per_s_10m": None,
     "rate_covers_s": 0.0,
+    "plan": None,
+    "start_s": None,
+    "steady_tokens_per_s": None,
+    "steady_minutes": 0,
 }
+# Of the last beat, what is kept of a worker that has ended.
+_WORKED = (
+    *("replica", "plan", "time", "engine_version", "start_s"),
+    *("steady_tokens_per_s", "steady_minutes", "rows", "prompt_tokens", "completion_tokens"),
+)
 
 
 class _Rates:
@@ -85,9 +103,12 @@ class _Rates:
         self._made = 0.0
         self._completed = 0
         self._generated: float | None = None
+        self._minute: tuple[float, float] | None = None
+        self._minutes: list[float] = []
 
     def note(self, beat: Beat, now_s: float) -> None:
         self._made += self._growth(beat)
+        self._note_minute(beat, now_s)
         if beat.phase == "starting":  # the start of an engine is no part of its speed
             self._seen.clear()
         self._seen.append((now_s, self._made))
@@ -102,6 +123,25 @@ class _Rates:
         last, self._generated = self._generated or 0, beat.generated_tokens
         return self._generated - last if self._generated >= last else self._generated
 
+    def _note_minute(self, beat: Beat, now_s: float) -> None:
+        if beat.phase != "running":
+            self._minute = None
+            return
+        begun_s, before = self._minute or (now_s, self._made)
+        if now_s - begun_s >= _MINUTE_S:
+            self._minutes.append((self._made - before) / (now_s - begun_s))
+            begun_s, before = now_s, self._made
+        self._minute = begun_s, before
+
+    @property
+    def steady(self) -> tuple[float | None, int]:
+        """The median of all whole minutes of answering, and how many there were.
+
+        The first minutes of an engine and the last ones of a run are slower, and few.
+        """
+        found = self._minutes
+        return (sorted(found)[len(found) // 2] if found else None), len(found)
+
     @property
     def covers_s(self) -> float:
         """How far back it is known, at most the longest window."""
@@ -114,10 +154,18 @@ class _Rates:
 
 
 class WorkerLog:
-    """Writes the two files of one worker; ``clock`` gives seconds that never go back."""
+    """Writes the two files of one worker that works by ``plan``.
+
+    ``clock`` gives seconds that never go back.
+    """
 
     def __init__(
-        self, directory: Path, worker: str, *, clock: Callable[[], float] = time.monotonic
+        self,
+        directory: Path,
+        worker: str,
+        *,
+        plan: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._parts = (directory / f"{worker}.jsonl").open("ab", buffering=0)
         self._now = directory / f"{worker}.now"
@@ -126,6 +174,9 @@ class WorkerLog:
         self._last: dict[str, Any] = dict(_UNTOLD)
         self._host = socket.gethostname()
         self._running_since: float | None = None
+        self._plan = plan
+        self._begun_s = clock()
+        self._start_s: float | None = None
 
     def part(self, counts: Mapping[str, int]) -> None:
         """Note a published part and what it holds; it reaches the file system with one write.
@@ -139,9 +190,15 @@ class WorkerLog:
         now = time.time()
         if beat.phase == "running" and self._running_since is None:
             self._running_since = now
+            self._start_s = self._clock() - self._begun_s
         self._rates.note(beat, self._clock())
+        steady, minutes = self._rates.steady
         self._last = {
             **asdict(beat),
+            "plan": self._plan,
+            "start_s": None if self._start_s is None else round(self._start_s, 1),
+            "steady_tokens_per_s": None if steady is None else round(steady, 1),
+            "steady_minutes": minutes,
             "host": self._host,
             "time": round(now, 3),
             "running_since": self._running_since,
@@ -156,13 +213,18 @@ class WorkerLog:
         return words(self._last)
 
     def close(self, *, answer_p95_s: float | None = None) -> None:
-        """End both files; what 95 % of the answers took at most is for who plans the next job."""
+        """End both files; how it worked is for who plans the next job.
+
+        So is what 95 % of the answers took at most.
+        """
+        if self._last["steady_minutes"]:
+            self._note({"worked": {key: self._last[key] for key in _WORKED}})
         if answer_p95_s is not None:
             self._note({"answer_p95_s": round(answer_p95_s, 1)})
         self._parts.close()
         self._now.unlink(missing_ok=True)
 
-    def _note(self, entry: Mapping[str, float]) -> None:
+    def _note(self, entry: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):  # a full disk
             self._parts.write(json.dumps(entry).encode() + b"\n")
 
@@ -179,6 +241,23 @@ def read_answer_p95_s(directory: Path) -> float | None:
     """What 95 % of the answers took at most, of the worker whose answers took longest."""
     found = (entry.get("answer_p95_s") for entry in _lines(directory))
     return max((float(p95_s) for p95_s in found if p95_s is not None), default=None)
+
+
+def read_worked(directory: Path) -> Iterator[dict[str, Any]]:
+    """How each worker that answered for a minute or more did so.
+
+    Of those that have ended and of the others as they stand, killed ones among them:
+
+    - ``worker``, ``replica``, ``plan``, ``time``, ``engine_version`` and totals as in `Beat`;
+    - ``start_s`` from the worker's start to its first row;
+    - ``steady_tokens_per_s``, median of ``steady_minutes`` minutes.
+    """
+    for entry in _lines(directory):
+        if isinstance(found := entry.get("worked"), dict):
+            yield {**_UNTOLD, **found, "worker": entry["worker"]}
+    for beat in read_beats(directory):
+        if beat["steady_minutes"]:
+            yield beat
 
 
 def _lines(directory: Path) -> Iterator[dict[str, Any]]:

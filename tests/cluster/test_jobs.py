@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,32 @@ def test_a_controller_out_of_reach_is_no_lost_submission(user: User) -> None:
     id_ = user.submit(job)
     user.until("done")
     assert user.jobs() == [id_]
+
+
+def test_a_plan_names_the_time_at_which_slurm_would_start_it(user: User) -> None:
+    """And, when all nodes are taken, that it is the end of who has them."""
+    job = user.job(rows=4, resources={"partition": "gpu", "time": "10m"})
+    at_once = user.cli.ask("plan", job).data["outlook"]["start"]
+    assert at_once["why"] is None
+    idle = datetime.fromisoformat(at_once["at"])
+    nodes = len(user.cluster.profile.nodes)
+    taking = (
+        "sbatch",
+        "--parsable",
+        f"--nodes={nodes}",
+        "--exclusive",
+        "--time=30",
+        "--output=/dev/null",
+    )
+    other = user.cluster.run(*taking, "--wrap=sleep 600").strip()
+    try:
+        poll(lambda: user.shown(other, "JobState") == "RUNNING", "all nodes are taken")
+        then = user.cli.ask("plan", job).data["outlook"]["start"]
+        wait = datetime.fromisoformat(then["at"]) - idle
+        assert timedelta(minutes=20) < wait < timedelta(minutes=40)
+    finally:
+        user.cluster.run("scancel", other)
+    refused = user.job(rows=4, resources={"partition": "gpu", "constraint": "nosuch"})
+    told = user.cli.ask("plan", refused).data["outlook"]["start"]
+    assert told["at"] is None
+    assert "Invalid feature specification" in told["why"]

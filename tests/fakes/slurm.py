@@ -40,6 +40,12 @@ def jobs() -> Iterator[dict[str, str]]:
 
 
 def sbatch(words: list[str]) -> None:
+    if words[0] == "--test-only":
+        if not all(word.startswith("--") for word in words) or words[-1] != "--wrap=true":
+            die(f"sbatch: error: the fake takes options and a command, got {words}")
+        start = "Job 1000 to start at 2037-01-02T03:04:05 using 8 processors on nodes node01"
+        print(f"sbatch: {start} in partition gpu", file=sys.stderr)
+        return
     form = r"--job-name=\S+ (--dependency=afterany:(?P<after>\d+) )?[^-].*"
     if not (taken := re.fullmatch(form, " ".join(words))):
         die(f"sbatch: error: the fake takes a name, a job before it and a script, got {words}")

@@ -232,3 +232,98 @@ def test_without_the_package_there_are_no_tokens(
         input={"path": "data", "prompt": "{{ text }}"},
     )
     assert check_input(prepared, with_tokens=True).tokens is None
+
+
+def mean_tokens(report: InputReport) -> float:
+    assert report.prompt_tokens is not None
+    return report.prompt_tokens.likely
+
+
+def test_rows_of_other_lengths_in_other_files_are_all_counted(tmp_path: Path) -> None:
+    """Of as many bytes, so that nearly all rows are of the one with the short rows."""
+    short, long = [{"text": "a" * 40}] * 20_000, [{"text": "b" * 4000}] * 250
+    files = {"0.jsonl": json_lines(long), "1.jsonl": json_lines(short)}
+    found = check_input(job_over(tmp_path, files))
+    assert found.rows_estimate == pytest.approx(20_250, rel=0.1)
+    assert mean_tokens(found) == pytest.approx((20_000 * 10 + 250 * 1000) / 20_250, rel=0.2)
+    assert found.rows_range is not None
+    assert found.rows_range.least <= 20_250 <= found.rows_range.most
+
+
+def test_a_directory_of_many_files_of_one_row_is_counted(tmp_path: Path) -> None:
+    files = {f"{n:04}.jsonl": json_lines([{"text": "x" * 100}]) for n in range(900)}
+    found = check_input(job_over(tmp_path, files))
+    assert found.rows_estimate == pytest.approx(900, rel=0.05)
+    assert mean_tokens(found) == pytest.approx(25)
+
+
+def test_compressed_files_are_counted_by_their_heads_with_more_doubt(tmp_path: Path) -> None:
+    plain = job_over(tmp_path / "plain", {"a.jsonl": json_lines(numbered(9000))})
+    packed = {f"{n}.jsonl.gz": gzip.compress(json_lines(numbered(1500))) for n in range(6)}
+    of_plain, of_packed = (
+        check_input(one).rows_range for one in (plain, job_over(tmp_path / "packed", packed))
+    )
+    assert of_plain is not None
+    assert of_packed is not None
+    assert of_packed.least <= 9000 <= of_packed.most
+    assert of_packed.most / of_packed.least > of_plain.most / of_plain.least
+
+
+def test_one_row_is_known_exactly(tmp_path: Path) -> None:
+    found = checked(tmp_path, [{"text": "x" * 80}])
+    assert found.rows_range is not None
+    assert (found.rows_range.least, found.rows_range.most) == (1, 1)
+    assert (mean_tokens(found), found.counted) == (20, False)
+
+
+def test_rows_that_bring_their_own_lengths_are_taken_at_their_word(tmp_path: Path) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 7}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    rows: list[dict[str, Any]] = [{"prompt": [1, 2, 3]}, {"prompt": "four" * 4}, line]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_bytes(json_lines(rows))
+    spec = {
+        "schema": 1,
+        "name": "t",
+        "engine": "echo",
+        "model": "echo",
+        "input": {"path": "data"},
+        "sampling": {"max_tokens": 21},
+        "output": {"path": "run"},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
+    found = check_input(prepare(tmp_path / "job.yaml", site="local"))
+    assert mean_tokens(found) == pytest.approx(
+        (3 + len("<user> " + "four" * 4) / 4 + len("<user> x") / 4) / 3
+    )
+    assert found.most_new_tokens is not None
+    assert found.most_new_tokens.likely == pytest.approx((21 + 21 + 7) / 3)
+
+
+def test_rows_that_are_longer_than_the_units_they_lie_in_are_counted(tmp_path: Path) -> None:
+    rows = [{"text": "y" * (3000 + 500 * (n % 3))} for n in range(400)]
+    found = checked(tmp_path, rows)
+    assert found.rows_range is not None
+    assert found.rows_estimate == pytest.approx(400, rel=0.05)
+    assert mean_tokens(found) == pytest.approx(3500 / 4, rel=0.05)
+
+
+def test_a_table_that_knows_its_rows_is_believed(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table(
+        {"text": [f"row {n}" * (n % 7) for n in range(999)]}
+    )
+    (tmp_path / "there").mkdir()
+    parquet.write_table(table, tmp_path / "there" / "a.parquet")
+    content = (tmp_path / "there" / "a.parquet").read_bytes()
+    found = check_input(job_over(tmp_path / "job", {"a.parquet": content}))
+    assert found.rows_range is not None
+    assert (found.rows_range.least, found.rows_range.most) == (999, 999)
+
+
+def test_empty_files_between_others_count_nothing(tmp_path: Path) -> None:
+    rows = json_lines(numbered(700))
+    files = {"0.jsonl": b"", "1.jsonl": rows, "2.jsonl": b"\n\n", "3.jsonl": rows, "4.jsonl": b""}
+    files["5.jsonl.gz"] = gzip.compress(b"")
+    found = check_input(job_over(tmp_path, files))
+    assert found.rows_estimate == pytest.approx(1400, rel=0.05)

@@ -47,6 +47,9 @@ class ToldScheduler:
     def reasons(self, jobs: Sequence[JobRef]) -> Mapping[str, str]:
         return {job.id: "it waits" for job in jobs}
 
+    def expected_start(self, options: Sequence[tuple[str, str | None]]) -> str | None:
+        raise NotImplementedError
+
     def states(self, jobs: Sequence[JobRef]) -> Mapping[str, JobState]:
         answer = self.answers[min(self.asked, len(self.answers) - 1)]
         self.asked += 1

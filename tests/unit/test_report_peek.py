@@ -97,6 +97,14 @@ def test_only_the_last_parts_of_each_worker_are_looked_at(tmp_path: Path) -> Non
     assert peek(run, 1)[0].row["response"]["text"] == "mended"
 
 
+def test_a_worker_knows_better_than_the_files_which_of_its_parts_came_last(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, ROWS)
+    note(run, "a", (0, 0), (1, 0))
+    os.utime(run.part_path(0), (2**31, 2**31))
+    last = json.loads(run.part_path(1).read_bytes().splitlines()[-1])["id"]
+    assert [ids(peek(run, limit))[0] for limit in (1, 2, 3)] == [last] * 3
+
+
 def test_a_copy_without_empty_directories_is_looked_at(tmp_path: Path) -> None:
     run = finished_run(tmp_path, ROWS)
     for name in ("wal", "leases", "metrics", "overlays"):

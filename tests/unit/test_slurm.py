@@ -252,3 +252,48 @@ def test_a_users_taste_reaches_no_command(
     calls = [*slurm.calls("squeue"), *slurm.calls("sacct")]
     assert len(calls) == 2
     assert not [n for c in calls for n in c["environ"] if n.startswith(("SQUEUE", "SACCT", "SCAN"))]
+
+
+OPTIONS = (("--partition", "gpu"), ("--exclusive", None), ("--array", "0-3%2"))
+
+
+def test_the_start_of_a_job_is_asked_for_without_submitting_it(slurm: FakeSlurm) -> None:
+    assert SlurmScheduler().expected_start(OPTIONS) == "2037-01-02T03:04:05"
+    (call,) = slurm.calls("sbatch")
+    assert call["words"] == [
+        *("--test-only", "--partition=gpu", "--exclusive", "--array=0-3%2", "--wrap=true")
+    ]
+    assert slurm.jobs == {}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "sbatch: Job 7 to start at Unknown using 8 processors on nodes n1 in partition gpu",
+        "sbatch: Job 7 to start at 1970-01-01T00:00:00 using 8 processors",
+        "sbatch: Job 7 to start at 2026-11-23T14:00:00000 using 8 processors",
+        "start at 2026-11-23T14:00:00",
+        "\x1b[2J\x00\n" * 1000,
+    ],
+)
+def test_an_answer_that_names_no_start_is_an_error_that_says_so(
+    slurm: FakeSlurm, said: str
+) -> None:
+    slurm.fail("sbatch", code=0, stderr=said)
+    with pytest.raises(SchedulerError) as caught:
+        SlurmScheduler().expected_start(OPTIONS)
+    assert caught.value.problems[0].code == "slurm.no-start"
+    assert len(caught.value.problems[0].message) < 500
+
+
+def test_a_start_is_found_among_what_plugins_print(slurm: FakeSlurm) -> None:
+    lines = ["lua: hello", "sbatch: Job 7 to start at 2026-11-23T14:00:00 using 8 processors"]
+    slurm.fail("sbatch", code=0, stderr="\n".join([*lines, "  Preempts: 12"]), stdout="Job 9")
+    assert SlurmScheduler().expected_start(OPTIONS) == "2026-11-23T14:00:00"
+
+
+def test_a_refused_test_is_the_error_of_sbatch(slurm: FakeSlurm) -> None:
+    slurm.fail("sbatch", code=1, stderr="allocation failure: Invalid account")
+    with pytest.raises(SchedulerError, match="Invalid account"):
+        SlurmScheduler().expected_start(OPTIONS)

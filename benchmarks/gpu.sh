@@ -7,6 +7,7 @@
 #   benchmarks/gpu.sh tests WORDS…       the tests that WORDS, which go to pytest, leave, in turn
 #   benchmarks/gpu.sh bench [WORDS…]     the measurements alone; words go to gpu_end_to_end.py
 #   benchmarks/gpu.sh tail [WORDS…]      how a run ends, before a change and after; to gpu_tail.py
+#   benchmarks/gpu.sh planner [WORDS…]   what the planner says, and what vLLM does; to planner_gpu.py
 #
 # PYTHON is one with vllm, torch, transformers, pytest and what hpc-llm needs (default python3);
 # SmolLM2 lies in the model cache (`hpc-llm models prepare smollm2-135m`, HPC_LLM_MODEL_CACHE).
@@ -125,6 +126,7 @@ case $what in
   tests) tests "$@" ;;
   bench) measured gpu_end_to_end.py "$@" ;;
   tail) measured gpu_tail.py "$@" ;;
+  planner) measured planner_gpu.py "$@" ;;
   both)
     tests
     code=$?

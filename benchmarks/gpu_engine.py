@@ -143,7 +143,7 @@ def by_async_llm(llm: Any) -> Ask:
 
 def own_api(engine: Any) -> Any:
     """The `AsyncLLM` inside of an engine; None where it is not vLLM."""
-    return getattr(getattr(engine, "_vllm", None), "llm", None)
+    return getattr(getattr(engine, "_started", None), "llm", None)
 
 
 async def directly(ask: Ask, rows: Path, window: int, counted: Counted) -> None:

@@ -39,6 +39,9 @@ class EngineMemory:
         Tokens of one block of the KV cache.
     windows
         Whether layers with a sliding window keep no more than that.
+    pooled
+        Layers with a window share blocks with the others: in groups of as many layers, of which
+        the last is filled up; and while a prompt is read they hold a whole step beside the window.
     tokens, sequences, length
         Largest step in tokens and in sequences; the longest sequence, None for the model's.
     whole_length
@@ -83,6 +86,7 @@ class EngineMemory:
     kv_limit_tokens: int | None = None
     layers: tuple[int, ...] = ()
     attention_dp: bool = False
+    pooled: bool = False
 
 
 def engine_memory(
@@ -211,6 +215,9 @@ def _tensorrt_llm(
     )
 
 
+_CHUNKS = "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE"
+
+
 def _vllm(
     shape: ModelShape,
     options: Mapping[str, Any],
@@ -232,7 +239,9 @@ def _vllm(
         # `auto` lowers float32 to 16 bits (config/model.py, _resolve_auto_dtype).
         plain_bits=_PLAIN_BITS.get(str(options.get("dtype")), 16),
         block=_count(options, "block_size") or 16,
-        windows=not options.get("disable_hybrid_kv_cache_manager"),
+        # Not where layers stay in a chunk (config/vllm.py, attention_chunk_size).
+        windows=not options.get("disable_hybrid_kv_cache_manager")
+        and (shape.architecture != "llama4" or env.get(_CHUNKS) == "1"),
         tokens=tokens,
         sequences=min(sequences, tokens),
         length=_count(options, "max_model_len"),
@@ -255,6 +264,9 @@ def _vllm(
         kv_limit_bytes=size,
         exactly=size is not None,
         layers=_counts([int(part) for part in partition.split(",") if part.strip().isdecimal()]),
+        # v1/core/kv_cache_utils.py, _get_kv_cache_groups_uniform_page_size;
+        # v1/kv_cache_interface.py, SlidingWindowSpec.max_admission_blocks_per_request
+        pooled=True,
     )
 
 

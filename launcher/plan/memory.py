@@ -21,6 +21,7 @@ __all__ = ["MARGIN", "Fit", "StageMemory", "fit", "stage_layers", "stage_memory"
 # (docs/reference/memory.md).
 MARGIN = 0.02
 _WITHOUT_END = 2**62
+_HARDLY_MORE = 1.5  # vLLM, v1/core/kv_cache_utils.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,8 @@ class StageMemory:
         What a token adds to the KV cache while no window is full.
     kv_in_windows, window
         That part of ``kv_per_token`` that stops growing at ``window`` tokens.
+    step
+        Tokens that it has beside them while a prompt is read.
     block
         Tokens that the cache gives out together.
     kv_tokens
@@ -68,6 +71,7 @@ class StageMemory:
     kv_per_token: int
     kv_in_windows: int
     window: int
+    step: int
     block: int
     kv_tokens: int
 
@@ -95,9 +99,16 @@ class StageMemory:
 
     def sequence_bytes(self, tokens: int) -> int:
         """What the blocks of one sequence of ``tokens`` take of the cache."""
+        return self._held(tokens, self.window)
+
+    def longest_bytes(self, tokens: int) -> int:
+        """The same while its prompt is read: what the engine asks for to begin it at all."""
+        return self._held(tokens, self.window + self.step)
+
+    def _held(self, tokens: int, most: int) -> int:
         tokens = -(-tokens // self.block) * self.block
         grows = (self.kv_per_token - self.kv_in_windows) * tokens
-        return grows + self.kv_in_windows * min(tokens, self.window)
+        return grows + self.kv_in_windows * min(tokens, most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +240,7 @@ def _stage(
         kv_per_token=full + windowed,
         kv_in_windows=windowed if engine.windows else 0,
         window=(shape.sliding_window or 0) + engine.block,
+        step=engine.tokens if engine.pooled else 0,
         block=engine.block,
         kv_tokens=_whole_blocks(cache, full + windowed, engine.block),
     )
@@ -281,8 +293,26 @@ def _kv_per_token(
         elements = 2 * shape.head_dim * -(-shape.kv_heads // tp)
     here = math.ceil(shape.attention_layers * layers / shape.layers)
     full = math.ceil(shape.full_attention_layers * layers / shape.layers)
+    full, windowed = min(full, here), max(here - full, 0)
+    if engine.pooled and engine.windows:
+        full, windowed = _pooled(shape, full, windowed)
     each = math.ceil(elements * engine.kv_bits / 8)
-    return min(full, here) * each, max(here - full, 0) * each
+    return full * each, windowed * each
+
+
+def _pooled(shape: ModelShape, full: int, windowed: int) -> tuple[int, int]:
+    """Layers of a stage as they count where groups of both kinds have as many.
+
+    A group has as many layers as the rarer kind, or the other one where that has hardly more.
+    """
+    kinds = shape.full_attention_layers, shape.attention_layers - shape.full_attention_layers
+    few, many = sorted(kinds)
+    if not few:
+        return full, windowed
+    size = many if many < _HARDLY_MORE * few else few
+    groups = [-(-kind // size) for kind in kinds]
+    here = max(-(-full // groups[0]), -(-windowed // groups[1]))
+    return groups[0] * here, groups[1] * here
 
 
 def fit(
@@ -316,8 +346,8 @@ def fit(
         kv_tokens=min(_held(stage, prompt + output) for stage in stages),
         sequences=caches * min(_sequences(stage, prompt + output) for stage in stages),
         longest=longest,
-        fits=all(s.fits and s.kv_least_bytes >= s.sequence_bytes(longest) for s in stages),
-        may_fit=all(s.may_fit and s.kv_most_bytes >= s.sequence_bytes(longest) for s in stages),
+        fits=all(s.fits and s.kv_least_bytes >= s.longest_bytes(longest) for s in stages),
+        may_fit=all(s.may_fit and s.kv_most_bytes >= s.longest_bytes(longest) for s in stages),
         margin=max(stage.margin for stage in stages),
     )
 

@@ -77,7 +77,7 @@ def _message(shape: ModelShape, cut: Cut, found: Fit) -> str:
     tokens = max(found.longest, 1)
 
     def room(stage: StageMemory) -> int:
-        return stage.free + stage.kv_bytes - stage.sequence_bytes(tokens)
+        return stage.free + stage.kv_bytes - stage.longest_bytes(tokens)
 
     stage = min(found.stages, key=room)
     beside = stage.activations + stage.graphs + stage.reserve + stage.outside
@@ -85,7 +85,7 @@ def _message(shape: ModelShape, cut: Cut, found: Fit) -> str:
         f"{shape.name} {'may' if found.may_fit else 'does'} not fit: of {cut.ranks} "
         f"GPU{'s'[: cut.ranks != 1]} with {format_bytes(stage.capacity)} one takes "
         f"{format_bytes(stage.weights)} of weights and about {format_bytes(beside)} beside them, "
-        f"and a sequence of {tokens} tokens {format_bytes(stage.sequence_bytes(tokens))} of KV "
+        f"and a sequence of {tokens} tokens {format_bytes(stage.longest_bytes(tokens))} of KV "
         "cache"
     )
 

@@ -225,6 +225,45 @@ def test_a_window_ends_the_growth_of_its_layers() -> None:
     assert short.kv_tokens < long.kv_tokens
 
 
+@pytest.mark.parametrize(
+    ("model", "pp", "full", "windowed"),
+    [("gemma-3-27b", 1, 10, 60), ("gemma-3-27b", 2, 5, 30), ("gpt-oss-20b", 1, 12, 12)],
+)
+def test_vllm_fills_up_groups_of_layers_that_have_windows(
+    model: str, pp: int, full: int, windowed: int
+) -> None:
+    shape = BUILTIN[model]
+    each = 2 * shape.head_dim * shape.kv_heads * 2
+    for stage in stages_of(shape, Cut(pp=pp), "vllm", gpu_bytes=H200):
+        assert stage.kv_in_windows == windowed * each
+        assert stage.kv_per_token == (full + windowed) * each
+    whole = stages_of(shape, Cut(), "vllm", {"disable_hybrid_kv_cache_manager": True}, H200)
+    assert whole[0].kv_per_token == shape.kv_elements_per_token * 2
+
+
+def test_vllm_does_not_start_unless_windows_hold_a_whole_step_beside_them() -> None:
+    shape = BUILTIN["gemma-3-27b"]
+    options = {"max_model_len": 65536, "max_num_batched_tokens": 16384}
+    (stage,) = stages_of(shape, Cut(), "vllm", options)
+    (small,) = stages_of(shape, Cut(), "vllm", options | {"max_num_batched_tokens": 2048})
+    more = stage.longest_bytes(65536) - stage.sequence_bytes(65536)
+    assert more == 16384 * stage.kv_in_windows
+    assert small.longest_bytes(65536) == stage.longest_bytes(65536) - 14336 * stage.kv_in_windows
+    assert stage.longest_bytes(1000) == stage.sequence_bytes(1000)
+    (other,) = stages_of(shape, Cut(), "tensorrt-llm")
+    assert other.longest_bytes(65536) == other.sequence_bytes(65536)
+
+
+def test_vllm_keeps_whole_chunks_unless_it_is_told_to_give_them_up() -> None:
+    shape = BUILTIN["llama-4-scout"]
+    name = "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE"
+    kept, given_up = (
+        engine_memory("vllm", shape, {}, gpu_bytes=H200, env=env) for env in ({}, {name: "1"})
+    )
+    assert not kept.windows
+    assert given_up.windows
+
+
 def test_attention_that_is_not_cut_is_whole_on_each_rank_and_caches_add_up() -> None:
     shape = BUILTIN["deepseek-v3"]
     cut = Cut(tp=8, ep=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,10 @@ class EngineArgs:
     enable_expert_parallel: bool = False
     _api_process_count: int = 1
     gpu_memory_utilization: float = 0.92
+    kv_cache_memory_bytes: int | None = None
+    enable_prefix_caching: bool | None = None
+    enable_flashinfer_autotune: bool | None = None
+    moe_backend: str = "auto"
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     disable_log_stats: bool = False
@@ -50,6 +55,7 @@ class EngineArgs:
         found = json.loads(Path(self.model, "config.json").read_bytes())
         behaviour = Path(self.model, "standin.cfg")
         how = json.loads(behaviour.read_bytes()) if behaviour.exists() else {}
+        how = how or found.get("standin", {})
         limit = found.get("max_position_embeddings", 2048)
         if self.max_model_len is not None and self.max_model_len > limit:
             # vllm/config/model.py, _get_and_verify_max_len, through pydantic
@@ -72,14 +78,19 @@ class EngineArgs:
                 max_logprobs=self.max_logprobs,
                 get_vocab_size=lambda: found.get("vocab_size", 512),
             ),
-            cache_config=SimpleNamespace(kv_cache_size_tokens=None),
+            cache_config=SimpleNamespace(kv_cache_size_tokens=how.get("kv_tokens")),
             scheduler_config=SimpleNamespace(max_num_seqs=sequences),
             parallel_config=self._parallel_config(),
             args=self,
             standin=how,
             headless=headless,
-            start=how.get("start_of_node", {}).get(str(self.node_rank), how.get("start", "ready")),
+            start=self._start(how),
         )
+
+    def _start(self, how: dict[str, Any]) -> str:
+        if (self.kv_cache_memory_bytes or 0) > how.get("room_bytes", math.inf):
+            return "out-of-memory"
+        return str(how.get("start_of_node", {}).get(str(self.node_rank), how.get("start", "ready")))
 
     def _parallel_config(self) -> Any:
         """``vllm/config/parallel.py``: what follows from the number of nodes."""

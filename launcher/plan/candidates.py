@@ -287,9 +287,9 @@ def _held(node: NodeShape, cut: Cut, nodes: int) -> float:
 
 def _shortage(found: Fit, engine: EngineMemory) -> str:
     """What the fullest stage is short of."""
-    stage = min(found.stages, key=lambda s: s.kv_least_bytes - s.sequence_bytes(found.longest))
+    stage = min(found.stages, key=lambda s: s.kv_least_bytes - s.longest_bytes(found.longest))
     have, weights = format_bytes(stage.capacity), format_bytes(stage.weights)
-    one, cache = stage.sequence_bytes(found.longest), stage.kv_least_bytes
+    one, cache = stage.longest_bytes(found.longest), stage.kv_least_bytes
     if cache <= 0:
         used = stage.capacity - stage.free - stage.kv_bytes + stage.margin
         part = "" if engine.of_free else f", of which the engine takes {engine.fraction:.0%}"

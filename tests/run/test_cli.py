@@ -201,7 +201,7 @@ def test_a_site_file_is_listed_shown_and_checked(user: Cli, tmp_path: Path) -> N
     sites = user.ask("site", "list").data["sites"]
     assert {"local", "dgx-h100"} <= sites.keys()
     assert (sites["dgx-h100"]["nodes"], sites["dgx-h100"]["ran"]) == (
-        "h100 x 8, InfiniBand 400 Gbit/s",
+        "h100 x 8, InfiniBand 8 x 400 Gbit/s",
         False,
     )
     assert sites["local"]["ran"]  # by the run of this user

@@ -33,7 +33,7 @@ def test_plan_shows_what_was_computed(cli: Cli, tmp_path: Path) -> None:
         "->  tp 8, pp 2",
         "812 GB of weights: tp 8 x pp 2",
         "needs 99.3 GiB of 78.8 GiB a GPU",
-        "characters / 4 of the first 100 rows",
+        "4 characters a token",
     ):
         assert part in done.out
 

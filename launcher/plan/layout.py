@@ -7,7 +7,7 @@ from typing import Literal
 
 from launcher.plan.types import Allocation, Cut, Layout, Placement
 
-__all__ = ["NodeShape", "lay_out", "span"]
+__all__ = ["NodeShape", "cut_words", "lay_out", "span"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,3 +134,13 @@ def _place(
         tp_rank=rank % cut.tp,
         pp_rank=rank // cut.tp,
     )
+
+
+def cut_words(cut: Cut) -> str:
+    """Such as ``tp 8, pp 2``; sizes of 1 are left out, but not all.
+
+    >>> cut_words(Cut(tp=8, pp=2)), cut_words(Cut())
+    ('tp 8, pp 2', 'tp 1')
+    """
+    sizes = [("tp", cut.tp), ("pp", cut.pp), ("ep", cut.ep)]
+    return ", ".join(f"{axis} {n}" for axis, n in sizes if n > 1) or "tp 1"

@@ -7,9 +7,9 @@ from itertools import groupby
 from typing import Any
 
 from launcher.models.weights import weight_bytes
+from launcher.plan.layout import cut_words
 from launcher.plan.memory import StageMemory
 from launcher.plan.search import Candidate, Rejected, Search
-from launcher.plan.sizes import cut_words
 from launcher.plan.thumb import difference, rule_of_thumb
 from launcher.units import format_bytes
 

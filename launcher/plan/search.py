@@ -14,6 +14,7 @@ from itertools import groupby
 
 from launcher.plan.candidates import Candidate, Question, Rejected, Trial
 from launcher.plan.capabilities import ENGINES
+from launcher.plan.layout import cut_words
 from launcher.plan.types import Cut
 
 __all__ = ["TIE", "Candidate", "Question", "Rejected", "Search", "search"]
@@ -115,10 +116,15 @@ def _asked(question: Question, pp: int) -> bool:
 
 
 def _widest(question: Question, pairs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """For each ``ep`` the ``tp`` whose groups leave the fewest GPUs of a node over."""
+    """For each way to spread experts the ``tp`` that leaves the fewest GPUs of a node over."""
     slots = question.node.slots
-    for ep in dict.fromkeys(ep for _, ep in pairs):
-        yield max((p for p in pairs if p[1] == ep), key=lambda p: (-(slots % p[0]), p[0]))
+    whole = ENGINES[question.engine].ep_is_tp
+
+    def spread(pair: tuple[int, int]) -> int:
+        return min(pair[1], 2) if whole else pair[1]
+
+    for way in dict.fromkeys(map(spread, pairs)):
+        yield max((p for p in pairs if spread(p) == way), key=lambda p: (-(slots % p[0]), p[0]))
 
 
 # Layers that divide evenly make a longer pipeline better than the one before it.
@@ -156,7 +162,7 @@ def _ranked(question: Question, kept: list[Candidate]) -> tuple[list[Candidate],
         likely = [c for c in known if not _needless(c, known)]
         near = [c for c in likely if _worth(c) >= (1 - TIE) * _worth(likely[0])]
         chosen = min(near, key=_plainness)
-        why = _reason(chosen, likely[0])
+        why = _reason(chosen, likely[0], known)
     else:
         chosen = min(usual, key=_plainness)
         why = f"the fewest GPUs that hold it with room for rows: {chosen.unknown}"
@@ -199,15 +205,38 @@ def _needless(candidate: Candidate, kept: list[Candidate]) -> bool:
     )
 
 
+def _tight(candidate: Candidate) -> bool:
+    return any(stage.kv_bytes < _TIGHT * stage.capacity for stage in candidate.fit.stages)
+
+
 def _plainness(candidate: Candidate) -> tuple[float, ...]:
     """What is taken among cuts that are alike: the least first."""
-    tight = any(stage.kv_bytes < _TIGHT * stage.capacity for stage in candidate.fit.stages)
-    return tight, candidate.gpus, candidate.cut.ranks, candidate.cut.pp, -_worth(candidate)
+    cut = candidate.cut
+    return _tight(candidate), candidate.gpus, cut.ranks, cut.pp, -_worth(candidate)
 
 
-def _reason(chosen: Candidate, best: Candidate) -> str:
-    if chosen is best:
-        return "the most output tokens a second for each GPU"
-    behind = 1 - _worth(chosen) / _worth(best)
-    other = f"tp {best.cut.tp} x pp {best.cut.pp}"
-    return f"within {max(behind, 0.01):.0%} of {other}, by fewer GPUs or a shorter pipeline"
+def _reason(chosen: Candidate, best: Candidate, known: list[Candidate]) -> str:
+    """Why ``chosen`` although ``best`` is worth more, and another may be faster than both."""
+    fastest = max(known, key=lambda c: c.tokens_s_gpu or 0.0)
+    why = "the most output tokens a second for each GPU"
+    if chosen is not best:
+        behind = 1 - _worth(chosen) / _worth(best)
+        why = f"within {max(behind, 0.01):.0%} of {cut_words(best.cut)}, {_virtue(chosen, best)}"
+    elif fastest is not chosen:
+        why += " of the usual cuts"
+    if fastest is chosen or fastest is best:
+        return why
+    more = (fastest.tokens_s_gpu or 0.0) / (chosen.tokens_s_gpu or 1.0) - 1
+    risk = "is a pipeline where a wider tp does"
+    if fastest.nodes > 1:
+        risk = f"waits for {fastest.nodes} nodes"
+    return f"{why}; {cut_words(fastest.cut)} ({more:.0%} more) {risk}"
+
+
+def _virtue(chosen: Candidate, other: Candidate) -> str:
+    """The first thing in which `_plainness` tells them apart."""
+    if _tight(other) and not _tight(chosen):
+        return "whose KV cache has hardly room for longer rows"
+    if (chosen.gpus, chosen.cut.ranks) < (other.gpus, other.cut.ranks):
+        return "by fewer GPUs"
+    return "by a shorter pipeline"

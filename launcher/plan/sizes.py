@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from launcher.models.weights import weight_bytes
 from launcher.plan.capabilities import ENGINES
-from launcher.plan.layout import NodeShape, span
+from launcher.plan.layout import NodeShape, cut_words, span
 from launcher.plan.pace import start
 from launcher.plan.question import ask, unanswerable, workload
 from launcher.plan.resolver import Resolver
@@ -22,7 +22,7 @@ from launcher.plan.types import Cut, Layout
 from launcher.spec.site import Partition, Qos
 from launcher.units import format_bytes, format_duration
 
-__all__ = ["Sizes", "check_node_memory", "choose_sizes", "cut_words"]
+__all__ = ["Sizes", "check_node_memory", "choose_sizes"]
 
 ROWS_EACH = 200
 """Fewer rows than this are no work for one more replica."""
@@ -137,16 +137,6 @@ def _memory_words(chosen: Candidate) -> str:
         f"{format_bytes(fullest.weights)} of weights, {format_bytes(fullest.kv_bytes)} of KV "
         f"cache, {format_bytes(fullest.capacity)} in all on a GPU"
     )
-
-
-def cut_words(cut: Cut) -> str:
-    """Such as ``tp 8, pp 2``; sizes of 1 are left out, but not all.
-
-    >>> cut_words(Cut(tp=8, pp=2)), cut_words(Cut())
-    ('tp 8, pp 2', 'tp 1')
-    """
-    sizes = [("tp", cut.tp), ("pp", cut.pp), ("ep", cut.ep)]
-    return ", ".join(f"{axis} {n}" for axis, n in sizes if n > 1) or "tp 1"
 
 
 # --- replicas

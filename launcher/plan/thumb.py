@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launcher.plan.layout import cut_words
 from launcher.plan.search import Search
 from launcher.plan.types import Cut
 
 __all__ = ["RuleOfThumb", "difference", "rule_of_thumb"]
 
 _GB = 10**9
+_ALIKE = 0.005
 # Weights below so many GB, what is said of them, and the cuts that it stands for. It has GPUs of
 # 80 GB in mind, eight of them joined by NVLink.
 _RULES: tuple[tuple[float, str, tuple[Cut, ...]], ...] = (
@@ -49,7 +51,7 @@ def difference(rule: RuleOfThumb, found: Search) -> str:
 
 
 def _verdict(cut: Cut, found: Search) -> str:
-    name = f"tp {cut.tp}" + (f" x pp {cut.pp}" if cut.pp > 1 else "")
+    name = cut_words(cut)
     kept = next((c for c in found.kept if _same(c.cut, cut)), None)
     if kept is None:
         wrong = next((r for r in found.rejected if _same(r.cut, cut)), None)
@@ -58,8 +60,10 @@ def _verdict(cut: Cut, found: Search) -> str:
     if best is None or other is None:
         return f"{name} takes more GPUs" if kept.gpus > found.kept[0].gpus else f"{name} fits too"
     share = other / best - 1
-    if share > 0:
+    if share > _ALIKE:
         return f"{name} promises {share:.0%} more for each GPU, which its risks outweigh"
+    if share > -_ALIKE:
+        return f"{name} gives as many tokens for each GPU"
     return f"{name} gives {-share:.0%} fewer tokens for each GPU"
 
 

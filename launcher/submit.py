@@ -111,7 +111,7 @@ def resume(run: RunDir) -> Submission:
         if found := _standing(run, scheduler):
             return found
         if wanted_s := _earlier_warning_s(run, plan):
-            _replan(run, f"limits.warn_before={wanted_s}s")
+            _replan(run, *_sizes(plan), f"limits.warn_before={wanted_s}s")
         return _start(run, scheduler)
 
 
@@ -144,13 +144,26 @@ def scale(run: RunDir, replicas: int) -> Submission:
             message = f"{running} replicas are queued or running already"
             hint = f"ask for more than {running}; to have fewer, scancel one of their jobs"
             raise PlanError(Problem("scale.enough", message, hint=hint))
-        _replan(run, f"replicas={replicas - running}")
+        _replan(run, *_sizes(run.newest_plan()), f"replicas={replicas - running}")
         return _start(run, scheduler, wanted=replicas)
 
 
 def _replan(run: RunDir, *settings: str) -> None:
     """Write a plan like the newest one but for ``settings``, which make no other run."""
     _write(dataclasses.replace(_prepared(run, *settings), run=run, identity=run.identity()))
+
+
+def _sizes(plan: Plan) -> Iterator[str]:
+    """Settings by which another plan of the run has the sizes of ``plan``, chosen ones too.
+
+    They would be chosen anew otherwise: for all of the input where the run is of its first rows,
+    and by what this version of the planner knows.
+    """
+    cut = plan.layout.cut
+    yield f"parallelism={{tp: {cut.tp}, pp: {cut.pp}, ep: {cut.ep}}}"
+    for name, value in plan.engine_options.items():
+        if type(value) is int and name.isidentifier():
+            yield f"engine_options.{name}={value}"
 
 
 def _prepared(run: RunDir, *settings: str) -> Prepared:
@@ -422,7 +435,7 @@ def _start(run: RunDir, scheduler: Scheduler, *, wanted: int | None = None) -> S
     if wanted is None:
         wanted = jobs[-1].get("wanted", replicas) if jobs else replicas
         if wanted != replicas:  # the newest plan only added to others
-            _replan(run, f"replicas={wanted}")
+            _replan(run, *_sizes(run.newest_plan()), f"replicas={wanted}")
     with _writing(run):
         run.reopen()
     plan = run.newest_plan()

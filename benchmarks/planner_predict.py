@@ -170,7 +170,7 @@ def predict(
     if options is None:
         return None
     memory, found = _fit(shape, case.cut, options, card)
-    machine = find_machine(card.gpus(), None, case.cut)
+    machine = find_machine(card.gpus(), None, case.cut, 1)
     if found is None or machine is None:
         return None
     serving = Serving(

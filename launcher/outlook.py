@@ -199,6 +199,7 @@ def _modelled(prepared: Prepared, work: Work, replicas: int) -> Speed:
     replica = pace.Replica(
         shape=prepared.shape,
         cut=plan.layout.cut,
+        nodes=plan.layout.allocation.nodes,
         engine=plan.engine,
         options=plan.engine_options,
         env=plan.env,

@@ -9,11 +9,11 @@ from typing import Any
 from launcher.models.shapes import ModelShape
 from launcher.plan.capabilities import ENGINES
 from launcher.plan.checks import check_cut, nvlink_domain
-from launcher.plan.cost import Cost, Serving, Workload, cost
+from launcher.plan.cost import Cost, Workload
 from launcher.plan.engine_memory import EngineMemory, cuda_bytes, engine_memory
 from launcher.plan.layout import NodeShape, span
-from launcher.plan.machine import find_machine
 from launcher.plan.memory import Fit, fit
+from launcher.plan.pace import replica_cost
 from launcher.plan.trtllm_checks import without_heads
 from launcher.plan.types import Cut
 from launcher.spec.site import Fabric, Gpus
@@ -240,42 +240,25 @@ class Trial:
         return more if gains else None
 
     def _candidate(self, cut: Cut, sizes: _Sizes, found: Fit) -> Candidate:
-        nodes, tasks = span(cut, self.question.node.slots)
-        speed, unknown = self._cost(cut, self._sized(sizes), found, tasks)
+        q = self.question
+        nodes, _ = span(cut, q.node.slots)
+        speed, unknown = None, ""
+        try:
+            memory = self._sized(sizes)
+            speed = replica_cost(
+                q.shape, cut, nodes, q.engine, memory, q.gpus, q.fabric, q.workload
+            )
+        except ValueError as exc:
+            unknown = str(exc)
         return Candidate(
             cut=cut,
             nodes=nodes,
-            gpus=_held(self.question.node, cut, nodes),
+            gpus=_held(q.node, cut, nodes),
             sizes=sizes,
             fit=found,
             cost=speed,
             unknown=unknown,
         )
-
-    def _cost(
-        self, cut: Cut, engine: EngineMemory, found: Fit, tasks: int
-    ) -> tuple[Cost | None, str]:
-        """What ``cut`` costs, or why that is not known."""
-        q, work = self.question, self.question.workload
-        machine = find_machine(q.gpus, q.fabric, cut)
-        if machine is None:
-            return None, f"what GPU {q.gpus.model} can do is not known"
-        machine = replace(machine, links=replace(machine.links, per_node=tasks))
-        if any(stage.kv_in_windows for stage in found.stages):
-            # Of windows it depends on the lengths how many tokens the cache holds.
-            found = self._fit(cut, engine, round(work.prompt_tokens), round(work.new_tokens))
-        serving = Serving(
-            engine=q.engine,
-            kv_tokens=found.kv_tokens,
-            kv_element_bytes=engine.kv_bits / 8,
-            max_batch_size=engine.sequences,
-            max_num_tokens=engine.tokens,
-            attention_dp=engine.attention_dp,
-        )
-        try:
-            return cost(q.shape, cut, machine, work, serving), ""
-        except ValueError as exc:
-            return None, str(exc)
 
 
 def _held(node: NodeShape, cut: Cut, nodes: int) -> float:

@@ -21,8 +21,8 @@ class Machine:
     links: Links
 
 
-def find_machine(gpus: Gpus, fabric: Fabric | None, cut: Cut) -> Machine | None:
-    """What a replica cut by ``cut`` has of a partition with ``gpus`` and ``fabric``.
+def find_machine(gpus: Gpus, fabric: Fabric | None, cut: Cut, nodes: int) -> Machine | None:
+    """What a replica on ``nodes`` nodes has of a partition with ``gpus`` and ``fabric``.
 
     A replica fills whole nodes, stage by stage, before it takes the next one.
 
@@ -41,7 +41,7 @@ def find_machine(gpus: Gpus, fabric: Fabric | None, cut: Cut) -> Machine | None:
         gpu_bytes_s=gpu.pcie_bytes_s if rate is None else rate,
         nvlink=rate is not None,
         node_bytes_s=_node(fabric),
-        per_node=min(gpus.per_node, cut.ranks),
+        per_node=cut.ranks // nodes,
     )
     return Machine(gpu=gpu, links=links)
 
@@ -64,5 +64,6 @@ def _nvlink(gpu: Gpu, gpus: Gpus, cut: Cut) -> float | None:
 def _node(fabric: Fabric | None) -> float | None:
     if fabric is None or fabric.rate is None:
         return None
-    ports = sum(bool(rail.gpus) for rail in fabric.rails) or fabric.nics
-    return None if ports is None else ports * fabric.rate * 1e9 / 8
+    # Where nobody says how many ports a node has, it has one.
+    ports = sum(bool(rail.gpus) for rail in fabric.rails) or fabric.nics or 1
+    return ports * fabric.rate * 1e9 / 8

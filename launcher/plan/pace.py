@@ -7,19 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from launcher.models.shapes import ModelShape
-from launcher.plan.constants import ENGINE_PACE
+from launcher.plan.constants import ENGINE_PACE, find_gpu
 from launcher.plan.cost import Cost, Serving, Workload, cost
-from launcher.plan.engine_memory import cuda_bytes, engine_memory
+from launcher.plan.engine_memory import EngineMemory, cuda_bytes, engine_memory
 from launcher.plan.machine import find_machine
-from launcher.plan.memory import Fit, fit
+from launcher.plan.memory import fit
 from launcher.plan.outlook import Range, Speed, Work
 from launcher.plan.types import Cut
-from launcher.spec.site import Fabric, Partition
+from launcher.plan.workload import ANSWER_SPREAD
+from launcher.spec.site import Fabric, Gpus, Partition
 
-__all__ = ["MODELLED", "Replica", "modelled", "start"]
+__all__ = ["MODELLED", "Replica", "modelled", "replica_cost", "start"]
 
 MODELLED = frozenset(ENGINE_PACE)
 """The engines of which something is known."""
@@ -51,6 +50,7 @@ class Replica:
 
     shape: ModelShape
     cut: Cut
+    nodes: int
     engine: str
     options: Mapping[str, Any]
     env: Mapping[str, str]
@@ -93,53 +93,78 @@ def _cost(replica: Replica, work: Work, prompt_tokens: float, new_tokens: float,
     gpus = replica.partition.gpus
     if gpus is None:
         raise ValueError("only GPUs are modelled")
-    machine = find_machine(gpus, _with_a_port(replica.partition.fabric), replica.cut)
-    if machine is None:
-        raise ValueError(f"the GPU {gpus.model} is not known, or not which of its variants")
-    prompt = max(1.0, prompt_tokens)
-    total = cuda_bytes(gpus.model, gpus.memory or machine.gpu.memory_gb * 10**9)
-    engine = engine_memory(
+    memory = engine_memory(
         replica.engine,
         replica.shape,
         replica.options,
-        gpu_bytes=total,
+        gpu_bytes=cuda_bytes(gpus.model, memory_of(gpus)),
         gpu_model=gpus.model,
         env=replica.env,
     )
-    longest = round(prompt), max(1, round(new_tokens))
-    held = fit(replica.shape, replica.cut, engine, total, prompt=longest[0], output=longest[1])
-    if held is None:
-        raise ValueError(f"what {replica.shape.name} takes of a GPU is not known")
-    serving = Serving(
-        engine=replica.engine,
-        kv_tokens=_kv_tokens(held, sum(longest)),
-        max_batch_size=engine.sequences,
-        max_num_tokens=engine.tokens,
-        kv_element_bytes=engine.kv_bits / 8,
-        attention_dp=bool(replica.options.get("enable_attention_dp")),
-    )
     asked = Workload(
-        prompt_tokens=prompt,
+        prompt_tokens=max(1.0, prompt_tokens),
         new_tokens=new_tokens,
         most_new_tokens=work.most_new_tokens,
+        spread=ANSWER_SPREAD,
         rows=rows,
     )
-    return cost(replica.shape, replica.cut, machine, asked, serving)
-
-
-def _kv_tokens(held: Fit, length: int) -> float:
-    """Tokens of sequences of ``length`` that the cache holds, windows as they are."""
-    return min(
-        stage.kv_bytes * length / each if (each := stage.sequence_bytes(length)) else math.inf
-        for stage in held.stages
+    return replica_cost(
+        replica.shape,
+        replica.cut,
+        replica.nodes,
+        replica.engine,
+        memory,
+        gpus,
+        replica.partition.fabric,
+        asked,
     )
 
 
-def _with_a_port(fabric: Fabric | None) -> Fabric | None:
-    """Where nobody says how many ports a node has, it has one."""
-    if fabric is None or fabric.nics or any(rail.gpus for rail in fabric.rails):
-        return fabric
-    return msgspec.structs.replace(fabric, nics=1)
+def replica_cost(
+    shape: ModelShape,
+    cut: Cut,
+    nodes: int,
+    engine: str,
+    memory: EngineMemory,
+    gpus: Gpus,
+    fabric: Fabric | None,
+    work: Workload,
+) -> Cost:
+    """What a replica on ``nodes`` nodes does with ``work``, by the models of memory and cost.
+
+    Raises
+    ------
+    ValueError
+        What of it is not known, in words.
+    """
+    machine = find_machine(gpus, fabric, cut, nodes)
+    if machine is None:
+        raise ValueError(f"the GPU {gpus.model} is not known, or not which of its variants")
+    held = fit(
+        shape,
+        cut,
+        memory,
+        cuda_bytes(gpus.model, memory_of(gpus)),
+        prompt=round(work.prompt_tokens),
+        output=round(work.new_tokens),
+    )
+    if held is None:
+        raise ValueError(f"what {shape.name} takes of a GPU is not known")
+    serving = Serving(
+        engine=engine,
+        kv_tokens=held.kv_tokens,
+        kv_element_bytes=memory.kv_bits / 8,
+        max_batch_size=memory.sequences,
+        max_num_tokens=memory.tokens,
+        attention_dp=memory.attention_dp,
+    )
+    return cost(shape, cut, machine, work, serving)
+
+
+def memory_of(gpus: Gpus) -> int:
+    """Bytes that a GPU is sold with, by the site or else by its name; 0 where neither tells."""
+    known = find_gpu(gpus.model, None, gpus.link)
+    return int(gpus.memory or 0) or (known.memory_gb * 10**9 if known else 0)
 
 
 def start(engine: str, weights_bytes: float, nodes: int) -> Range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from launcher.models.shapes import ModelShape
@@ -13,13 +14,10 @@ from launcher.plan.layout import NodeShape
 from launcher.plan.memory_checks import uncounted
 from launcher.plan.resolver import Resolver
 from launcher.plan.types import Cut
-from launcher.plan.workload import ANSWER_SHARE
+from launcher.plan.workload import ANSWER_SHARE, ANSWER_SPREAD
 from launcher.spec.site import Partition, Qos
 
 __all__ = ["ask", "unanswerable", "workload"]
-
-# Answers end where they end: neither all alike nor spread as widely as those of a chat.
-_SPREAD = 0.5
 
 
 def unanswerable(r: Resolver, name: str, partition: Partition) -> tuple[str, str, str] | None:
@@ -76,19 +74,21 @@ def ask(
 
 
 def workload(r: Resolver, shape: ModelShape | None) -> Workload:
-    """The rows of the job; a prompt and its answer are no longer than the model takes."""
+    """The rows of one replica; an answer ends where the model takes no more."""
     prompts, most_new = r.facts.prompts, float(r.facts.prompts.most_new)
-    mean = prompts.mean
+    mean, rows = prompts.mean, prompts.rows
     if shape is not None and (context := shape.max_position_embeddings) is not None:
-        most_new = min(most_new, context - 1.0)
-        mean = min(mean, context - most_new)
+        mean = min(mean, context - 1.0)
+        most_new = min(most_new, context - mean)
+    if rows is not None and r.job.replicas != "auto":
+        rows = math.ceil(rows / r.job.replicas)
     return Workload(
         prompt_tokens=max(1.0, mean),
         new_tokens=max(1.0, most_new * ANSWER_SHARE),
         most_new_tokens=most_new,
-        spread=_SPREAD,
+        spread=ANSWER_SPREAD,
         doubt=1 / ANSWER_SHARE,
-        rows=prompts.rows,
+        rows=rows,
     )
 
 

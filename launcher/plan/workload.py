@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ANSWER_SHARE", "CHARACTERS_PER_TOKEN", "UNKNOWN_PROMPTS", "Prompts"]
+__all__ = ["ANSWER_SHARE", "ANSWER_SPREAD", "CHARACTERS_PER_TOKEN", "UNKNOWN_PROMPTS", "Prompts"]
 
 ANSWER_SHARE = 0.5
 """Of the most tokens that an answer may have, what answers are taken to have on average. Nobody
 knows before a run; half as many and twice as many are both usual."""
+
+ANSWER_SPREAD = 0.5
+"""Their standard deviation over their mean: answers end where they end, neither all alike nor
+spread as widely as those of a chat."""
 
 CHARACTERS_PER_TOKEN = 4
 """About, in English text (OpenAI, "What are tokens and how to count them?")."""

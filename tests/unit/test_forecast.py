@@ -75,6 +75,32 @@ def codes(found: Forecast) -> list[str]:
     return [problem.code for problem in found.warnings]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"replicas": 30},
+        {"sampling": {"max_tokens": 30_000}},
+        {"model": "llama-3.1-70b", "parallelism": {"tp": 2, "pp": 2}, "replicas": 1},
+        {"model": "deepseek-v3", "parallelism": {"tp": 4, "pp": 4}, "replicas": 1},
+        {"model": "gemma-3-27b", "engine": "tensorrt-llm"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ports", ["nics: 4", "nics: null"])
+def test_a_cut_is_as_fast_in_the_outlook_as_among_the_candidates(
+    tmp_path: Path, changes: dict[str, Any], ports: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text((SITE % "requeue").replace("nics: 4", ports))
+    job = prepared(tmp_path, **changes)
+    search, speed = job.resolution.search, told(job).speed
+    assert search is not None
+    assert search.chosen is not None
+    assert search.chosen.cost is not None
+    assert speed is not None
+    assert speed.tokens_s.likely == pytest.approx(search.chosen.cost.tokens_s, rel=0.02)
+
+
 def test_a_model_and_a_machine_that_are_known_give_every_figure(tmp_path: Path) -> None:
     found = told(prepared(tmp_path))
     assert found.work is not None

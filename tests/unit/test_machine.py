@@ -72,7 +72,7 @@ def test_fewer_bits_are_computed_faster_and_nvlink_beats_the_slot(gpu: Gpu) -> N
 def test_the_gpus_of_each_shipped_site_are_known(path: Path) -> None:
     partitions = load_site(str(path), "shipped").spec.partitions.values()
     known = [
-        find_machine(partition.gpus, partition.fabric, Cut()) is not None
+        find_machine(partition.gpus, partition.fabric, Cut(), 1) is not None
         for partition in partitions
         if partition.gpus
     ]
@@ -88,14 +88,14 @@ def test_without_a_switch_two_gpus_have_but_the_links_between_them() -> None:
     rates = [
         machine.links.gpu_bytes_s
         for tp in (2, 4)
-        if (machine := find_machine(mesh, None, Cut(tp=tp)))
+        if (machine := find_machine(mesh, None, Cut(tp=tp), 1))
     ]
     assert rates == [100e9, 300e9]
 
 
 def test_bridges_join_two_and_more_go_through_their_slots() -> None:
     bridged = gpus(model="a40", memory=Bytes(48 * GB), link="nvlink3", topology="pairs")
-    found = [find_machine(bridged, None, Cut(tp=tp)) for tp in (2, 4)]
+    found = [find_machine(bridged, None, Cut(tp=tp), 1) for tp in (2, 4)]
     assert [(m.links.nvlink, m.links.gpu_bytes_s) for m in found if m] == [
         (True, 56.25e9),
         (False, 31.5e9),
@@ -106,17 +106,17 @@ def test_a_node_sends_through_the_ports_near_to_its_gpus() -> None:
     rails = [Rail(hca="mlx5_0", gpus=[0, 1]), Rail(hca="mlx5_1", gpus=[2, 3])]
     storage = Rail(hca="mlx5_2", gpus=[])
     fabric = Fabric(type="infiniband", rate=200, rails=[*rails, storage])
-    machine = find_machine(gpus(), fabric, Cut(tp=4, pp=2))
+    machine = find_machine(gpus(), fabric, Cut(tp=4, pp=2), 2)
     assert machine is not None
     assert (machine.links.node_bytes_s, machine.links.per_node) == (50e9, 4)
 
 
 @pytest.mark.parametrize(
     "fabric",
-    [None, Fabric(type="infiniband"), Fabric(type="infiniband", rate=200)],
-    ids=["none", "no rate", "no ports"],
+    [None, Fabric(type="infiniband")],
+    ids=["none", "no rate"],
 )
 def test_a_network_that_the_site_does_not_tell_of_stays_unknown(fabric: Fabric | None) -> None:
-    machine = find_machine(gpus(), fabric, Cut(tp=4, pp=2))
+    machine = find_machine(gpus(), fabric, Cut(tp=4, pp=2), 2)
     assert machine is not None
     assert machine.links.node_bytes_s is None

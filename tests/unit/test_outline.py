@@ -103,7 +103,7 @@ def test_the_chosen_cut_is_the_first_of_a_table() -> None:
 
 def test_a_speed_that_is_not_known_is_said_to_be_so() -> None:
     row = candidate_rows(found("llama-3.1-8b", "mi300x", 80))[1]
-    assert row[-2:] == ("not known", "what GPU mi300x can do is not known")
+    assert row[-2:] == ("not known", "the GPU mi300x is not known, or not which of its variants")
 
 
 def test_what_came_nearest_is_shown_of_what_does_not_fit() -> None:

@@ -43,6 +43,7 @@ def replica(**changes: Any) -> Replica:
     fields: dict[str, Any] = {
         "shape": known("llama-3.1-8b"),
         "cut": Cut(),
+        "nodes": 1,
         "engine": "vllm",
         "options": {},
         "env": {},
@@ -111,7 +112,7 @@ def test_few_rows_fill_no_batch() -> None:
         ({"partition": Partition()}, "only GPUs"),
         ({"partition": Partition(gpus=Gpus(model="x1", per_node=1))}, "x1 is not known"),
         ({"shape": known("llama-3.1-405b")}, "the cache holds"),
-        ({"cut": Cut(pp=4), "partition": Partition(gpus=H200)}, "network is not known"),
+        ({"cut": Cut(pp=4), "nodes": 2, "partition": Partition(gpus=H200)}, "network is not known"),
     ],
 )
 def test_what_cannot_be_said_is_a_reason(changes: dict[str, Any], why: str) -> None:
@@ -120,7 +121,7 @@ def test_what_cannot_be_said_is_a_reason(changes: dict[str, Any], why: str) -> N
 
 
 def test_a_node_whose_ports_nobody_counted_has_one() -> None:
-    over_nodes = replica(cut=Cut(pp=4))
+    over_nodes = replica(cut=Cut(pp=4), nodes=2)
     one = replace(over_nodes, partition=Partition(gpus=H200, fabric=INFINIBAND))
     counted = Fabric(type="infiniband", rate=400, nics=1)
     other = replace(over_nodes, partition=Partition(gpus=H200, fabric=counted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ def forecast(prepared: Prepared, report: InputReport) -> Forecast:
     runs = newest(known_runs())
     lengths = lengths_of(identity, runs)
     left = _left(prepared)
-    work, prompts, answers = _work(report, lengths, left)
+    context = prepared.shape.max_position_embeddings if prepared.shape else None
+    work, prompts, answers = _work(report, lengths, left, context or math.inf)
     found = pace_of(plan, identity, runs)
     terms = _terms(prepared, found)
     speed, unknown = None, "rows and prompts of the input cannot be estimated"
@@ -126,12 +128,16 @@ def _left(prepared: Prepared) -> float:
 
 
 def _work(
-    report: InputReport, lengths: Lengths | None, left: float
+    report: InputReport, lengths: Lengths | None, left: float, context: float
 ) -> tuple[Work | None, str, str]:
+    """What is to be done, no row longer than ``context``; how prompts and answers are known."""
     rows, prompts, most = report.rows_range, report.prompt_tokens, report.most_new_tokens
     if rows is None or prompts is None or most is None:
         return None, "", ""
-    answers = f"guessed: half of max_tokens, {most.likely:.0f}"
+    room = max(1.0, context - prompts.likely)
+    limit = "max_tokens" if most.likely <= room else "what the model takes beside a prompt"
+    most = most.at_most(room)
+    answers = f"guessed: half of {limit}, {most.likely:.0f}"
     new = Range(*(share * most.likely for share in _OF_MOST))
     how = "counted in a sample"
     if not report.counted:
@@ -146,7 +152,7 @@ def _work(
             how, prompts = answers, Range.around(lengths.prompt_tokens, _LENGTHS_ERROR)
     work = Work(
         rows=rows.times(left),
-        prompt_tokens=prompts,
+        prompt_tokens=prompts.at_most(max(1.0, context - 1)),
         new_tokens=Range(
             *(max(1.0, min(value, most.most)) for value in (new.least, new.likely, new.most))
         ),

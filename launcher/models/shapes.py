@@ -434,9 +434,14 @@ def _experts(keys: Keys, layers: int, kinds: tuple[str, ...]) -> Experts | None:
     shared_width = keys.number(*own, default=width, least=0)
     one = int(shared_width > 0 and own[0] in keys)
     shared = keys.number("n_shared_experts", default=one, least=0)
+    per_token = keys.number("num_experts_per_tok")
+    if per_token > count:
+        keys.wrong(
+            "num_experts_per_tok", f"a whole number of at most {count}, the experts of a layer"
+        )
     return Experts(
         count=count,
-        per_token=keys.number("num_experts_per_tok"),
+        per_token=per_token,
         intermediate_size=width,
         layers=placed,
         shared=shared,

@@ -46,6 +46,9 @@ class Range:
     def __mul__(self, other: Range) -> Range:
         return Range(self.least * other.least, self.likely * other.likely, self.most * other.most)
 
+    def at_most(self, value: float) -> Range:
+        return Range(min(self.least, value), min(self.likely, value), min(self.most, value))
+
     def times(self, factor: float) -> Range:
         return self * Range.exactly(factor)
 

@@ -127,7 +127,10 @@ def _nothing_fits(r: Resolver, name: str, found: Search) -> None:
     message = f"no cut of {r.job.model} fits partition {name}"
     if nearest is not None:
         message += f": {cut_words(nearest.cut)} {nearest.reason}"
-    hint = "choose a partition with more memory or nodes, or a checkpoint in fewer bits"
+    hint = (
+        "choose a partition with more memory or nodes, a checkpoint in fewer bits, or a smaller "
+        "sampling.max_tokens"
+    )
     r.error("plan.auto-no-fit", message, "model", hint=hint)
 
 

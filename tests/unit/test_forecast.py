@@ -49,6 +49,18 @@ JOB: Mapping[str, Any] = {
     "output": {"path": "out"},
 }
 ROWS = 3000
+CONTEXT = "max_position_embeddings"
+LLAMA_1B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 8192,
+    "vocab_size": 32000,
+    "torch_dtype": "bfloat16",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +111,23 @@ def test_a_cut_is_as_fast_in_the_outlook_as_among_the_candidates(
     assert search.chosen.cost is not None
     assert speed is not None
     assert speed.tokens_s.likely == pytest.approx(search.chosen.cost.tokens_s, rel=0.02)
+
+
+@pytest.mark.parametrize("context", [1, 100, 2048])
+def test_rows_are_no_longer_than_the_model_takes(tmp_path: Path, context: int) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA_1B | {CONTEXT: context}))
+    job = prepared(tmp_path, model="model", sampling={"max_tokens": 32_000})
+    found, search = told(job), job.resolution.search
+    assert found.work is not None
+    assert found.work.prompt_tokens.most <= context
+    assert found.work.new_tokens.most <= context
+    assert "half of what the model takes beside a prompt" in found.answers
+    assert search is not None
+    assert search.chosen is not None
+    assert search.chosen.cost is not None
+    assert found.speed is not None
+    assert found.speed.tokens_s.likely == pytest.approx(search.chosen.cost.tokens_s, rel=0.02)
 
 
 def test_a_model_and_a_machine_that_are_known_give_every_figure(tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ def faults(config: dict[str, Any]) -> list[str]:
     return [p.message for p in err.value.problems]
 
 
+def test_a_token_is_answered_by_no_more_experts_than_there_are() -> None:
+    [message] = faults({**TINY, "num_experts": 2, "num_experts_per_tok": 3})
+    assert "num_experts_per_tok = 3, not a whole number of at most 2" in message
+
+
 def test_every_builtin_has_as_many_parameters_as_its_publisher_says() -> None:
     assert {name: shape.parameters for name, shape in BUILTIN.items()} == PARAMETERS
 

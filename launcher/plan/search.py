@@ -227,10 +227,10 @@ def _reason(chosen: Candidate, best: Candidate, known: list[Candidate]) -> str:
     if fastest is chosen or fastest is best:
         return why
     more = (fastest.tokens_s_gpu or 0.0) / (chosen.tokens_s_gpu or 1.0) - 1
-    risk = "is a pipeline where a wider tp does"
+    risk = "a pipeline inside a node"
     if fastest.nodes > 1:
-        risk = f"waits for {fastest.nodes} nodes"
-    return f"{why}; {cut_words(fastest.cut)} ({more:.0%} more) {risk}"
+        risk = f"it waits for {fastest.nodes} nodes"
+    return f"{why}; {cut_words(fastest.cut)} ({more:.0%} more) is passed over: {risk}"
 
 
 def _virtue(chosen: Candidate, other: Candidate) -> str:

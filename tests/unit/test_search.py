@@ -327,7 +327,7 @@ def test_what_is_said_of_a_choice_is_what_made_it() -> None:
     roomy = search(question("llama-3.1-70b", workload=short, longest=400))
     assert "of tp 2, whose KV cache has hardly room for longer rows" in roomy.why
     assert "pp 4 (" in roomy.why
-    assert roomy.why.endswith("more) is a pipeline where a wider tp does")
+    assert roomy.why.endswith("more) is passed over: a pipeline inside a node")
     assert "of tp 8, pp 4, ep 8, by fewer GPUs" in search(question("deepseek-r1", longest=700)).why
 
 

@@ -160,6 +160,7 @@ def _sizes(plan: Plan) -> Iterator[str]:
     and by what this version of the planner knows.
     """
     cut = plan.layout.cut
+    yield f"replicas={plan.layout.replicas}"
     yield f"parallelism={{tp: {cut.tp}, pp: {cut.pp}, ep: {cut.ep}}}"
     for name, value in plan.engine_options.items():
         if type(value) is int and name.isidentifier():

@@ -143,9 +143,9 @@ def _lengthen(trial: Trial, tp: int, ep: int) -> None:
         if found is None:
             continue
         value = found.tokens_s_gpu or 0.0
-        worse = worse + 1 if value <= best else 0
+        worse = worse + 1 if found.cost is not None and value <= best else 0
         best = max(best, value)
-        if worse == _PATIENCE or found.cost is None:
+        if worse == _PATIENCE or (found.cost is None and not _tight(found)):
             return
 
 

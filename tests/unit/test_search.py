@@ -13,6 +13,7 @@ from searching import ROWS, question
 
 from launcher.models.catalogue import BUILTIN
 from launcher.plan.candidates import Candidate, Question
+from launcher.plan.engine_memory import GIB
 from launcher.plan.layout import NodeShape, lay_out
 from launcher.plan.search import TIE, Search, search
 from launcher.plan.types import Cut
@@ -151,6 +152,14 @@ def test_nodes_whose_network_is_not_known_are_a_last_resort() -> None:
     assert apart.chosen is not None
     assert (apart.chosen.cut, apart.chosen.cost) == (Cut(tp=8, pp=2), None)
     assert sizes("llama-3.1-405b-fp8", fabric=None) == (8, 1)
+
+
+def test_fewest_gpus_are_no_fewer_than_leave_room_for_rows() -> None:
+    found = search(question("llama-3.1-405b", slots=4, fabric=None, engine="vllm"))
+    assert [(c.cut.pp, c.fit.stages[0].kv_bytes > 10 * GIB) for c in found.kept] == [
+        (4, True),
+        (3, False),
+    ]
 
 
 def test_a_cache_for_short_rows_alone_is_not_worth_a_few_per_cent() -> None:

@@ -258,7 +258,10 @@ def _spread(identity: RunIdentity) -> Iterator[_Place]:
         if is_streamed(inputs[file]):
             streamed[file] = streamed.get(file, 0.0) + high - low
         else:
-            yield _Place(_rows_from(identity, unit, until), high - low)
+            rows = _rows_from(identity, unit, until)
+            # Where no other row begins this one is as long as what was read, or longer.
+            end = grid.span(identity.grid, _until(unit, until) - 1)[1] if len(rows) == 1 else None
+            yield _Place(rows, high - low, end)
     for file, share_bytes in streamed.items():
         heads = [row._replace(file=file) for row in sample([inputs[file]], _EACH)]
         yield _Place(heads, share_bytes, starts[file + 1] if len(heads) < _EACH else None)
@@ -267,8 +270,12 @@ def _spread(identity: RunIdentity) -> Iterator[_Place]:
 def _rows_from(identity: RunIdentity, unit: int, until: int) -> list[Row]:
     """The next rows from the start of ``unit`` on; one may be longer than several units."""
     with UnitReader(identity.inputs, identity.grid) as reader:
-        units = range(unit, min(until, unit + _MOST_UNITS))
+        units = range(unit, _until(unit, until))
         return list(islice(chain.from_iterable(map(reader.read, units)), _EACH))
+
+
+def _until(unit: int, until: int) -> int:
+    return min(until, unit + _MOST_UNITS)
 
 
 def _starts(identity: RunIdentity) -> list[int]:

@@ -309,6 +309,15 @@ def test_rows_that_are_longer_than_the_units_they_lie_in_are_counted(tmp_path: P
     assert mean_tokens(found) == pytest.approx(3500 / 4, rel=0.05)
 
 
+def test_few_long_rows_behind_many_short_ones_are_not_counted_by_the_short_ones(
+    tmp_path: Path,
+) -> None:
+    rows = [{"text": "a"}] * 2000 + [{"text": "word " * 60_000}] * 30
+    report = checked(tmp_path, rows)
+    assert report.rows_range is not None
+    assert report.rows_range.likely < 10 * len(rows)
+
+
 def test_a_table_that_knows_its_rows_is_believed(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     table = pytest.importorskip("pyarrow").table(

@@ -46,7 +46,7 @@ def test_slurm_takes_what_site_and_job_say_of_nodes(user: User) -> None:
     )
     done = user.cli.ask("submit", job, "--site", path)
     assert done.code == 0, done.out + done.err
-    assert done.codes == ["plan.idle-gpus", "site.never-run"]
+    assert done.codes == ["plan.idle-gpus", "plan.pp-few-rows", "site.never-run"]
     found = shown(user.cluster, done.data["job"])
     assert (found["Partition"], found["ExcNodeList"]) == ("gpu", "node01")
     assert (found["Comment"], found["NumNodes"].partition("-")[0]) == ("of-this-test", "2")

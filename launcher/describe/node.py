@@ -147,7 +147,8 @@ def _near_cpus(
         cpus = [write_ranges(node.cpus[gpu]) for gpu in node.gpus]
         facts.say(at, cpus, f"nvidia-smi topo -m and lscpu {where}")
     elif node.cpus and not whole:
-        facts.ask(at, f"nvidia-smi topo -m {where} shows CPUs that are no whole NUMA nodes")
+        why = "shows CPUs that are no whole NUMA nodes" if numa else "needs lscpu beside it"
+        facts.ask(at, f"nvidia-smi topo -m {where} {why}")
 
 
 def _links(facts: Facts, at: Place, node: NodeTopology, named: GpuName | None, where: str) -> None:

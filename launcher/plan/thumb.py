@@ -47,6 +47,8 @@ def difference(rule: RuleOfThumb, found: Search) -> str:
         return "nothing fits here, whatever the rule"
     if any(_same(cut, chosen.cut) for cut in rule.cuts):
         return "as chosen"
+    if found.question.cut is not None:
+        return "not compared: the job file states its sizes"
     return "; ".join(_verdict(cut, found) for cut in rule.cuts)
 
 

@@ -266,6 +266,14 @@ def test_cpus_next_to_gpus_are_left_out_where_the_job_saw_only_its_own() -> None
     assert (gpus.cpus, gpus.topology) == ([], "all-to-all")
 
 
+def test_cpus_next_to_gpus_need_the_output_of_lscpu() -> None:
+    whole = of_set("tamia")
+    node = {name: text for name, text in whole.nodes[0].items() if name != "lscpu.txt"}
+    described, _ = found(Captured(whole.login, (node,)))
+    question = "nvidia-smi topo -m on tg10102 needs lscpu beside it"
+    assert ("partitions.gpubase_bynode_b1-h100.gpus.cpus", question) in described.questions
+
+
 def test_gpus_that_slurm_does_not_know_on_shared_nodes_are_told_only() -> None:
     captures = of_set("vista")
     text = captures.login["scontrol-partition.txt"].replace(

@@ -61,6 +61,12 @@ def test_how_much_the_rule_would_lose_is_told() -> None:
     assert re.fullmatch(r"tp 4 gives [1-9]\d*% fewer tokens for each GPU; tp 8 .*", less)
 
 
+def test_sizes_that_a_job_states_are_compared_with_no_others() -> None:
+    stated = search(question("llama-3.1-70b", cut=Cut(tp=4, pp=2)))
+    text = difference(rule_of_thumb(141 * GB), stated)
+    assert text == "not compared: the job file states its sizes"
+
+
 def test_why_the_rule_cannot_be_followed_is_told() -> None:
     small = found("llama-3.1-70b", "a100", 40, slots=4)
     text = difference(rule_of_thumb(141 * GB), small)

@@ -17,6 +17,7 @@ from launcher.describe.limits import limit_facts
 from launcher.nodelist import expand
 from launcher.parsers.slurm_nodes import Node
 from launcher.parsers.slurm_partitions import Partition
+from launcher.parsers.slurm_values import gpus_in
 
 __all__ = ["partition_facts"]
 
@@ -205,7 +206,7 @@ def _sinfo_gpus(facts: Facts, at: Place, kind: Kind, slurm: Slurm) -> None:
     names = {node.name for node in kind.nodes}
     for group in slurm.groups:
         if names & _names(group.nodes):
-            count = sum(one.count for one in group.gres if one.kind == "gpu" and not one.mig)
+            count = gpus_in(one for one in group.gres if not one.mig)
             facts.say((*at, "per_node"), count, "sinfo")
 
 

@@ -26,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.planner_predict import read_models  # noqa: E402
 from launcher.models.catalogue import BUILTIN  # noqa: E402
 from launcher.models.quantisation import Quantisation  # noqa: E402
 from launcher.models.shapes import ModelShape, shape_from_config  # noqa: E402
@@ -82,6 +83,7 @@ class Case:
 
 def read_cases() -> Iterator[Case]:
     data = json.loads(RUNS.read_bytes())
+    data["shapes"] |= read_models()
     for run in (*data["runs"], *_rows(data["tables"])):
         yield _case(run, data)
 
@@ -107,8 +109,8 @@ def _rows(tables: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _case(run: dict[str, Any], data: dict[str, Any]) -> Case:
-    config = data["shapes"].get(run["model"])
-    shape = BUILTIN[run["model"]] if config is None else shape_from_config(run["model"], config)
+    name = run["model"]
+    shape = BUILTIN.get(name) or shape_from_config(name, data["shapes"][name])
     if quant := FORMATS.get(run.get("quant", "")):
         # DeepSeek's own FP8 has blocks.
         keep = run["quant"] == "FP8" and shape.quantisation is not None
@@ -220,17 +222,27 @@ def table(cases: Sequence[Case]) -> Iterator[str]:
                 yield f"| {group} | {'chosen' if fit else 'tested'} | {summary(part)} |"
 
 
+def _measured_gpu(case: Case) -> float:
+    return case.measured / case.found.gpus
+
+
+def _found_gpu(case: Case) -> float:
+    return case.found.tokens_s_gpu
+
+
 def choices(cases: Sequence[Case]) -> str:
     """How well the fastest cut of a GPU is found where several were measured."""
-    alike: dict[tuple[str, ...], list[Case]] = {}
+    alike: dict[tuple[str, ...], dict[str, list[Case]]] = {}
     for case in cases:
-        alike.setdefault((case.group, case.model, case.gpu, case.lengths), []).append(case)
+        cuts = alike.setdefault((case.group, case.model, case.gpu, case.lengths), {})
+        cuts.setdefault(case.cut, []).append(case)
     lost = []
-    for some in alike.values():
-        if len({case.cut for case in some}) > 1:
-            chosen = max(some, key=lambda case: case.found.tokens_s_gpu)
-            best = max(case.measured / case.found.gpus for case in some)
-            lost.append(1 - chosen.measured / chosen.found.gpus / best)
+    for cuts in alike.values():
+        if len(cuts) > 1:
+            # A cut may have been measured several times.
+            measured = {cut: statistics.median(map(_measured_gpu, cuts[cut])) for cut in cuts}
+            chosen = max(cuts, key=lambda cut: statistics.median(map(_found_gpu, cuts[cut])))  # noqa: B023 - used at once
+            lost.append(1 - measured[chosen] / max(measured.values()))
     if not lost:
         return "No choices between cuts."
     right = sum(part == 0 for part in lost)

@@ -6,6 +6,7 @@ BF16 (V100, T4): the rate is the same. A rate of None means that the GPU has no 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ aiconfigurator, systems/h100_sxm.yaml and its kin: ``mem_bw_empirical_scaling_fa
 
 # From here on down to MODEL_ERROR: fitted, if no source stands there; on which runs and how well
 # the rest is met is in docs/reference/cost-model.md.
-MATH_SHARE: Mapping[Precision, float] = {"bf16": 0.62, "fp8": 0.62, "fp4": 0.46}
+MATH_SHARE: Mapping[Precision, float] = {"bf16": 0.72, "fp8": 0.62, "fp4": 0.46}
 """Share of the matrix rate that products with thousands of tokens reach."""
 
 CARD_FP4_SHARE = 0.75
@@ -232,10 +233,11 @@ class Pace:
 
     Attributes
     ----------
-    step_s
-        Added to each step.
-    sequence_s
-        CPU time for each sequence of a step, while the GPU works: a step takes no less.
+    step_s, row_s
+        CPU time for which the GPUs wait, of each step and of each row in it.
+    graph_tokens, experts_layer_s
+        A step of more tokens replays no CUDA graph: the GPUs wait for the CPU that starts the
+        kernels of its layers with experts, this long each, while they have less to do than that.
     reserves
         Room in the cache is kept for all tokens that a row may get, not taken as they come.
     batch_per_stage
@@ -243,15 +245,19 @@ class Pace:
     """
 
     step_s: float
-    sequence_s: float
+    row_s: float
+    graph_tokens: float = math.inf
+    experts_layer_s: float = 0.0
     reserves: bool = False
     batch_per_stage: bool = False
 
 
 ENGINE_PACE: Mapping[str, Pace] = {
-    "vllm": Pace(step_s=1.0e-3, sequence_s=20e-6),
-    "tensorrt-llm": Pace(step_s=4.0e-3, sequence_s=20e-6, reserves=True, batch_per_stage=True),
+    "vllm": Pace(step_s=1.0e-3, row_s=8e-6, graph_tokens=512, experts_layer_s=2.5e-3),
+    "tensorrt-llm": Pace(step_s=2.0e-3, row_s=8e-6, reserves=True, batch_per_stage=True),
 }
-"""By engine. TensorRT-LLM: ``GUARANTEED_NO_EVICT`` is the default of
-``capacity_scheduler_policy`` (llmapi/llm_args.py), ``max_num_sequences = max_batch_size *
-mapping.pp_size`` (_torch/pyexecutor/py_executor_creator.py)."""
+"""By engine. vLLM: the largest of ``cudagraph_capture_sizes`` (config/vllm.py) is 512, and its time
+for experts is from one run with Triton's kernels (docs/results/2026-11-23-h100-planner.md).
+TensorRT-LLM: ``GUARANTEED_NO_EVICT`` is the default of ``capacity_scheduler_policy``
+(llmapi/llm_args.py), ``max_num_sequences = max_batch_size * mapping.pp_size``
+(_torch/pyexecutor/py_executor_creator.py)."""

@@ -51,7 +51,6 @@ Limit = Literal["weights", "math", "kv-cache", "links", "pipeline", "engine"]
 BatchLimit = Literal["kv-cache", "max-batch-size", "max-num-tokens", "rows"]
 _NOTHING: Mapping[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
 _BF16_BYTES = 2
-_MORE = 1.01  # by more than rounding
 # What experts get of a token, and what they give back: FP8 and BF16 (DeepSeek-V3, arXiv
 # 2412.19437, 3.3.2; TensorRT-LLM, _torch/modules/fused_moe, quantises before it sends).
 _GIVEN_BYTES, _BACK_BYTES = 1, 2
@@ -197,8 +196,8 @@ def cost(
     step_s, parts = model.step(batch, batch / workload.new_tokens)
     decode_s, _ = model.step(batch, 0.0)
     tokens_s = batch / step_s
-    waits = parts["engine"] > _MORE * model.pace.step_s
-    error = CPU_ERROR if waits else MODEL_ERROR
+    limit = max(parts, key=lambda part: parts[part])
+    error = CPU_ERROR if limit == "engine" else MODEL_ERROR
     return Cost(
         tokens_s=tokens_s,
         tokens_s_range=(tokens_s / error, tokens_s * error),
@@ -209,7 +208,7 @@ def cost(
         gpus=cut.ranks,
         sequences=sequences,
         batch_limit=batch_limit,
-        limit=max(parts, key=lambda part: parts[part]),
+        limit=limit,
         step_s=step_s,
         decode_s=decode_s * cut.pp,
         prefill_s=model.alone(),
@@ -291,10 +290,18 @@ class _Model:
             mean = (total + sum(head.values())) / stages
             parts["links"] += max(0.0, mean + hop - slowest)
             parts["pipeline"] = sum(parts.values()) * (1 / PIPELINE_EVENNESS - 1)
-        own = batch / self.cut.tp if self.serving.attention_dp else batch
-        gpu_s = sum(parts.values())
-        parts["engine"] = max(self.pace.step_s, own * self.pace.sequence_s - gpu_s)
+        parts["engine"] = self._waited_s(batch, tokens, sum(parts.values()))
         return parts
+
+    def _waited_s(self, batch: float, tokens: float, gpu_s: float) -> float:
+        """For which the GPUs wait in a step that has ``gpu_s`` for them."""
+        pace, experts = self.pace, self.shape.experts
+        own = batch / self.cut.tp if self.serving.attention_dp else batch
+        waited = pace.step_s + own * pace.row_s
+        if experts is None or tokens <= pace.graph_tokens:
+            return waited
+        started_s = pace.experts_layer_s * len(experts.layers) / self.cut.pp
+        return max(waited, started_s - gpu_s)
 
     def alone(self) -> float:
         """Seconds from a mean prompt to its first token, with nothing beside it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from launcher.models.catalogue import BUILTIN
@@ -115,7 +115,7 @@ def test_lengths_that_differ_fill_the_cache_with_the_long_ones() -> None:
 def test_eight_bits_are_faster_where_the_gpu_computes_in_them_and_only_smaller_elsewhere() -> None:
     eight = replace(LLAMA_8B, quantisation=FP8)
     few, many = replace(WORK, rows=1), replace(WORK, prompt_tokens=8000)
-    assert of(eight).tokens_s > 1.3 * of().tokens_s
+    assert of(eight).tokens_s > 1.2 * of().tokens_s
     ampere = machine(A100)
     assert of(eight, where=ampere, work=few).tokens_s > 1.5 * of(where=ampere, work=few).tokens_s
     assert of(eight, where=ampere, work=many).tokens_s < of(where=ampere, work=many).tokens_s
@@ -214,6 +214,8 @@ def test_a_tensor_cut_over_the_fabric_is_never_faster_than_inside_a_node(
 def test_a_larger_batch_is_never_slower_until_the_cache_is_full_and_then_alike(
     shape: ModelShape, cut: Cut, work: Workload, engine: str, size: int, more: int
 ) -> None:
+    # Beyond vLLM's graphs a step with experts is longer: that is a test of its own.
+    assume(engine != "vllm" or shape.experts is None)
     small, large = (
         of(shape, cut, work=work, serving=replace(SERVING, engine=engine, max_batch_size=batch))
         for batch in (size, size + more)
@@ -221,6 +223,18 @@ def test_a_larger_batch_is_never_slower_until_the_cache_is_full_and_then_alike(
     assert large.tokens_s >= small.tokens_s * (1 - 1e-9)
     if small.batch_limit == "kv-cache":
         assert large == small
+
+
+def test_a_step_with_experts_that_no_graph_holds_waits_until_they_are_started() -> None:
+    work = replace(WORK, prompt_tokens=50, new_tokens=100)  # a row of a step brings half a token
+    few, many = (replace(SERVING, max_batch_size=rows) for rows in (340, 350))
+    graph, none = (of(QWEN_30B, work=work, serving=serving) for serving in (few, many))
+    assert graph.parts["engine"] == pytest.approx(1e-3 + 340 * 8e-6)
+    assert (none.limit, none.step_s) == ("engine", pytest.approx(48 * 2.5e-3))
+    halves = of(QWEN_30B, Cut(pp=2), work=work, serving=replace(many, max_batch_size=700))
+    assert halves.step_s == pytest.approx(none.step_s / 2, rel=0.1)
+    dense = of(LLAMA_8B, work=work, serving=many)
+    assert dense.parts["engine"] == pytest.approx(1e-3 + 350 * 8e-6)
 
 
 @given(SHAPES, CUTS, WORKS, ENGINES)

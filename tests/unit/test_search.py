@@ -163,8 +163,8 @@ def test_fewest_gpus_are_no_fewer_than_leave_room_for_rows() -> None:
 
 
 def test_a_cache_for_short_rows_alone_is_not_worth_a_few_per_cent() -> None:
-    short = replace(ROWS, prompt_tokens=200, new_tokens=128, most_new_tokens=256)
-    found = search(question("llama-3.1-70b", workload=short, longest=400))
+    short = replace(ROWS, prompt_tokens=400, new_tokens=128, most_new_tokens=256)
+    found = search(question("llama-3.1-70b", workload=short, longest=700))
     by_cut = {(c.cut.tp, c.cut.pp): c.tokens_s_gpu or 0 for c in found.kept}
     assert 0.9 < by_cut[2, 1] / by_cut[4, 1] < 1 / 0.9
     assert found.chosen is not None
@@ -332,12 +332,13 @@ def test_no_smaller_cut_of_the_same_kind_is_clearly_faster_for_each_gpu(asked: Q
 
 
 def test_what_is_said_of_a_choice_is_what_made_it() -> None:
-    short = replace(ROWS, prompt_tokens=200, new_tokens=128, most_new_tokens=256)
-    roomy = search(question("llama-3.1-70b", workload=short, longest=400))
+    short = replace(ROWS, prompt_tokens=400, new_tokens=128, most_new_tokens=256)
+    roomy = search(question("llama-3.1-70b", workload=short, longest=700))
     assert "of tp 2, whose KV cache has hardly room for longer rows" in roomy.why
     assert "pp 4 (" in roomy.why
     assert roomy.why.endswith("more) is passed over: a pipeline inside a node")
-    assert "of tp 8, pp 4, ep 8, by fewer GPUs" in search(question("deepseek-r1", longest=700)).why
+    few = search(question("llama-3.1-405b", engine="tensorrt-llm", longest=700))
+    assert "of tp 8, pp 3, by fewer GPUs" in few.why
 
 
 @pytest.mark.parametrize("fabric", [None, Fabric(type="infiniband", rate=400, nics=8)])

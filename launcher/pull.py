@@ -6,6 +6,7 @@ What the tools take and where they keep passwords is as in their manuals: apptai
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -22,7 +23,7 @@ from launcher.prepare import image_arch, job_and_site
 from launcher.process import ProcessIds
 from launcher.render.quoting import shell_value
 from launcher.render.short_job import short_job
-from launcher.schedulers.base import JobRef, Scheduler
+from launcher.schedulers.base import JobRef, JobState, Scheduler
 from launcher.schedulers.registry import scheduler_for
 from launcher.sites import LoadedSite, choose_site
 from launcher.spec.rules import holds_password
@@ -38,6 +39,8 @@ _CHUNK_BYTES = 65536
 _KEPT_BYTES = 1 << 16
 _FULL = re.compile(rb"(?i)no space left on device|disk quota exceeded")
 _LOOK_S = 0.5
+# A job that finds the image, or has just made it, is over in seconds.
+_END_S = 2.0
 _REGISTRY = re.compile(r"^(?P<host>[^/#]+[.:][^/#]*|localhost)[/#](?P<path>.+)$")
 
 
@@ -375,13 +378,18 @@ def _script(what: Wanted, partition: str, log: Path, time_s: int, account: str |
 
 
 def _follow(scheduler: Scheduler, job: JobRef, log: Path, out: Path, relay: Relay) -> bytes:
-    """Pass on the log of ``job`` until that is over or ``out`` is there; the end of the log."""
-    said, place, ask_s, live = b"", 0, 0.0, True
+    """Pass on the log of ``job`` until that is over; the end of the log.
+
+    One that still waits when ``out`` is there, by another's hand, is withdrawn.
+    """
+    said, place, asked_s, live = b"", 0, -math.inf, True
     while live:
-        live = not out.is_file()
-        if live and time.monotonic() >= ask_s:
-            live = scheduler.states([job])[job.id].live
-            ask_s = time.monotonic() + scheduler.poll_s
+        there = out.is_file()
+        if time.monotonic() - asked_s >= (_END_S if there else scheduler.poll_s):
+            state = scheduler.states([job])[job.id]
+            if there and state is JobState.QUEUED:
+                scheduler.cancel([job])
+            live, asked_s = state.live, time.monotonic()
         with log.open("rb") as file:
             file.seek(place)
             chunk = file.read()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,16 @@ from typing import Any
 import yaml
 from run_making import json_lines
 
-__all__ = ["LIMIT_S", "Cli", "Done", "envelope", "poll", "session_processes", "write_job"]
+__all__ = [
+    "LIMIT_S",
+    "Cli",
+    "Done",
+    "envelope",
+    "poll",
+    "session_processes",
+    "started",
+    "write_job",
+]
 
 LIMIT_S = 90.0
 
@@ -27,6 +38,17 @@ def poll(true: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.02)
     return found
+
+
+@contextmanager
+def started(words: Sequence[str | Path], **how: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that speaks text; what it and its group still do at the end is ended."""
+    with subprocess.Popen(words, text=True, start_new_session=True, **how) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:  # the test has failed
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def envelope(out: str) -> dict[str, Any]:
@@ -97,13 +119,14 @@ class Cli:
         own = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
         return own | {"HOME": str(self.home), "HPC_LLM_SITE": "local"} | self.extra
 
-    def start(self, *words: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    def start(
+        self, *words: str | Path, cwd: Path | None = None
+    ) -> AbstractContextManager[subprocess.Popen[str]]:
+        return started(
             [sys.executable, "-m", "launcher", *map(str, words)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
             encoding="utf-8",
             env=self.environ,
             cwd=cwd or self.home,
@@ -111,11 +134,7 @@ class Cli:
 
     def __call__(self, *words: str | Path, cwd: Path | None = None) -> Done:
         with self.start(*words, cwd=cwd) as process:
-            try:
-                out, err = process.communicate(timeout=LIMIT_S)
-            except BaseException:
-                process.kill()
-                raise
+            out, err = process.communicate(timeout=LIMIT_S)
         return Done(process.returncode, out, err)
 
     def ask(self, *words: str | Path) -> Done:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,24 +30,34 @@ class FakeSlurm:
 
     @property
     def jobs(self) -> dict[str, str]:
-        path = self.home / "jobs.json"
-        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-        return found
+        with self._alone() as known:
+            return known
 
     def set(self, **states: str) -> None:
         """Give jobs their states; ``j7_1="RUNNING"`` is job ``7_1``."""
-        changed = self.jobs | {name.removeprefix("j"): state for name, state in states.items()}
-        (self.home / "jobs.json").write_text(json.dumps(changed))
+        with self._alone() as known:
+            known.update((name.removeprefix("j"), state) for name, state in states.items())
 
     def replace(self, old: str, **new: str) -> None:
         """Put ``new`` jobs in place of ``old``: the tasks of an array that part."""
-        kept = {job: state for job, state in self.jobs.items() if job != old}
-        (self.home / "jobs.json").write_text(json.dumps(kept))
+        with self._alone() as known:
+            known.pop(old, None)
         self.set(**new)
 
     def forget(self) -> None:
         """Lose every job, as a controller does some minutes after their end."""
-        (self.home / "jobs.json").write_text("{}")
+        with self._alone() as known:
+            known.clear()
+
+    @contextmanager
+    def _alone(self) -> Iterator[dict[str, str]]:
+        """The jobs, to be changed; no command has them meanwhile, each of which writes them."""
+        with (self.home / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            path = self.home / "jobs.json"
+            known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+            yield known
+            path.write_text(json.dumps(known))
 
     def fail(self, command: str, **fault: Any) -> None:
         """Make ``command`` fail as `fault` says, until it is mended."""

@@ -55,6 +55,12 @@ class Started:
     run: GpuRun
     process: subprocess.Popen[bytes]
 
+    def __enter__(self) -> Started:  # noqa: PYI034 - Self is not in 3.10
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def until(self, true: Callable[[], Any], what: str) -> None:
         """Wait for ``true``, for no longer than the script runs."""
         over = self.process.poll
@@ -89,6 +95,7 @@ class Started:
     def kill(self) -> None:
         for pid in session_processes(self.process.pid):
             os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
 
 @dataclass(frozen=True)

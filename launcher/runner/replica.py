@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -191,15 +191,36 @@ async def _until_told_to_leave(task: ReplicaTask, plan: Plan, dispatcher: Dispat
             await asyncio.sleep(BEAT_S)
         leave(0.0)
 
-    loop.add_signal_handler(signal.SIGUSR1, leave, max(0.0, plan.warn_before_s - CLOSING_S))
-    loop.add_signal_handler(signal.SIGTERM, leave, 0.0)
+    warned_s = max(0.0, plan.warn_before_s - CLOSING_S)
+    patience_s = {signal.SIGUSR1: warned_s, signal.SIGTERM: 0.0}
     watching = asyncio.ensure_future(watch_stop())
     try:
-        return await work
+        with _heard(lambda number: loop.call_soon_threadsafe(leave, patience_s[number])):
+            return await work
     except asyncio.CancelledError:
         return False
     finally:
         watching.cancel()
+
+
+@contextlib.contextmanager
+def _heard(told: Callable[[signal.Signals], object]) -> Iterator[None]:
+    """Have ``told`` called by what asks a step to leave; at the end that does again what it did.
+
+    A warning then does nothing, as `launcher.runner.rank` starts this process: Slurm tells it, and
+    launchers hand that on whenever they get to it. A loop's own handlers would leave the default
+    behind, which is death. Where a signal wakes another thread, it is seen by the next beat.
+    """
+
+    def hear(number: int, _: object) -> None:
+        told(signal.Signals(number))
+
+    before = {n: signal.signal(n, hear) for n in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _answer(task: ReplicaTask, plan: Plan, dispatcher: Dispatcher) -> bool:

@@ -6,14 +6,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cli_driving import poll
+from cli_driving import poll, started
 from cluster.user import SITE, SLOW, User, check_killed_submission, waiting
 
 pytestmark = pytest.mark.slurm
@@ -66,20 +65,17 @@ def test_a_script_submitted_by_hand_is_a_job_of_the_run(user: User) -> None:
     user.until("cancelled")
 
 
-@contextmanager
-def allocation(user: User, command: str) -> Iterator[subprocess.Popen[str]]:
+def allocation(user: User, command: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """``command`` by bash inside an allocation that its user asked for."""
     words = ("salloc", "--quiet", f"--job-name={user.name}", "--gres=gpu:1", "--time=5")
-    with subprocess.Popen(
+    return started(
         [*words, "bash", "-c", command],
         env=user.cli.environ,
         cwd=user.folder,
-        text=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    ) as process:
-        yield process
+    )
 
 
 def test_a_script_started_in_an_allocation_is_a_job_of_the_run(user: User) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_driving import Cli, write_job
+from cli_driving import Cli, started, write_job
 from cluster.cluster import Cluster
 from cluster.mpis import LAUNCHES, Launch, install
 
@@ -331,19 +330,13 @@ def test_a_script_run_by_hand_in_an_allocation_places_its_ranks_too(
     size = ("--nodes=2", "--ntasks-per-node=2", "--gres=gpu:2", "--time=2")
     # This machine's own name is 127.0.0.1 to the nodes, where Hydra would look for its mpiexec.
     environ = outside(cluster) | {"HYDRA_IFACE": "hlslbr0"}
-    with subprocess.Popen(
+    with started(
         ["salloc", *size, "bash", "-c", f"scontrol show job -d $SLURM_JOB_ID; bash {script}"],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
     ) as process:
-        try:
-            shown, _ = process.communicate(timeout=QUEUE_S)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+        shown, _ = process.communicate(timeout=QUEUE_S)
     assert process.returncode == 0, shown + used.log()
     assert (used.run / "DONE").exists()
     used.check(read_details(cluster, shown))

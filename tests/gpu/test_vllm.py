@@ -141,9 +141,9 @@ def test_one_gpu_answers_rightly_what_other_processes_prepare(
     cli: Cli, tmp_path: Path, vllm: str, smollm2: Path
 ) -> None:
     run = ask(cli, tmp_path / "one", vllm, smollm2)
-    started = run.start()
-    started.until(lambda: started.all(is_preparer), "a process that prepares prompts")
-    assert started.ended() == 0, run.log_tail()
+    with run.start() as started:
+        started.until(lambda: started.all(is_preparer), "a process that prepares prompts")
+        assert started.ended() == 0, run.log_tail()
     check_answers(run.rows())
     assert run.gpus() == gpu_numbers()[:1]
 
@@ -192,10 +192,10 @@ def test_whatever_is_killed_each_row_comes_once_and_in_order(
     run = tell(cli, tmp_path / "killed", vllm, smollm2, 1500, limits=limits)
     kept: dict[str, bytes] = {}
     for victim, code in ((is_runner, "run.died"), (is_engine_core, "engine.died")):
-        started = run.start()
-        started.until(lambda: len(run.parts()) >= len(kept) + 5, "five more parts")  # noqa: B023 - called here
-        os.kill(started.find(victim), signal.SIGKILL)
-        assert started.ended() == 7, run.log_tail()
+        with run.start() as started:
+            started.until(lambda: len(run.parts()) >= len(kept) + 5, "five more parts")  # noqa: B023 - called here
+            os.kill(started.find(victim), signal.SIGKILL)
+            assert started.ended() == 7, run.log_tail()
         assert codes(run) == [code], run.log_tail()
         assert kept.items() <= run.parts().items()  # byte by byte
         kept = run.parts()
@@ -209,16 +209,16 @@ def test_an_engine_core_that_is_killed_is_started_again_in_its_job(
     cli: Cli, tmp_path: Path, vllm: str, smollm2: Path
 ) -> None:
     run = tell(cli, tmp_path / "again", vllm, smollm2, 1500)
-    started = run.start()
-    started.until(lambda: len(run.parts()) >= 5, "five parts")
-    kept, runner, core = run.parts(), started.find(is_runner), started.find(is_engine_core)
-    os.kill(core, signal.SIGKILL)
-    told = lambda: [beat["engine_restarts"] for beat in run.beats()] == [1]  # noqa: E731 - said once
-    started.until(told, "a beat that tells of another engine")
-    started.until(lambda: started.all(is_engine_core), "another engine core")
-    assert started.find(is_runner) == runner
-    assert started.find(is_engine_core) != core
-    assert started.ended() == 0, run.log_tail()
+    with run.start() as started:
+        started.until(lambda: len(run.parts()) >= 5, "five parts")
+        kept, runner, core = run.parts(), started.find(is_runner), started.find(is_engine_core)
+        os.kill(core, signal.SIGKILL)
+        told = lambda: [beat["engine_restarts"] for beat in run.beats()] == [1]  # noqa: E731 - said once
+        started.until(told, "a beat that tells of another engine")
+        started.until(lambda: started.all(is_engine_core), "another engine core")
+        assert started.find(is_runner) == runner
+        assert started.find(is_engine_core) != core
+        assert started.ended() == 0, run.log_tail()
     (log,) = run.path.glob("logs/*.s0.log")
     assert log.read_text().count("it is started again") == 1
     check_stories(run, run.rows())
@@ -292,10 +292,10 @@ def test_a_later_node_that_is_killed_is_named_and_takes_the_first_one_along(
 ) -> None:
     job: dict[str, Any] = {"parallelism": {"pp": 2}, "mpirun_of_nodes": two_nodes}
     run = tell(cli, tmp_path / "nodes", vllm, wide, 1500, **job)
-    started = run.start()
-    started.until(lambda: len(run.parts()) >= 5, "five parts")
-    os.kill(started.find(lambda words: is_runner(words) and words[-2] == "1"), signal.SIGKILL)
-    assert started.ended() == 7, run.log_tail()
+    with run.start() as started:
+        started.until(lambda: len(run.parts()) >= 5, "five parts")
+        os.kill(started.find(lambda words: is_runner(words) and words[-2] == "1"), signal.SIGKILL)
+        assert started.ended() == 7, run.log_tail()
     assert codes(run) == ["run.died"], run.log_tail()
     check_stories(run, run.complete())
 

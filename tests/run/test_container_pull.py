@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,16 @@ def test_two_pulls_at_once_are_one(scene: Scene) -> None:
     hold = scene.tools / "hold"
     hold.touch()
     words = ("container", "pull", IMAGE, "--output", "json")
-    first = scene.cli().start(*words)
-    poll(scene.calls, "the first pull")
-    second = scene.cli().start(*words)
-    assert second.stderr is not None
-    assert re.search(rf"process {first.pid} on \S+ is pulling .* waiting", second.stderr.readline())
-    hold.unlink()
-    found = [json.loads(p.communicate(timeout=60)[0])["data"]["how"] for p in (first, second)]
+    cli = scene.cli()
+    with cli.start(*words) as first:
+        poll(scene.calls, "the first pull")
+        with cli.start(*words) as second:
+            assert second.stderr is not None
+            waits = rf"process {first.pid} on \S+ is pulling .* waiting"
+            assert re.search(waits, second.stderr.readline())
+            hold.unlink()
+            ends = [json.loads(p.communicate(timeout=60)[0]) for p in (first, second)]
+    found = [end["data"]["how"] for end in ends]
     assert found == ["pulled", "there"]
     assert len(scene.calls()) == 1
     assert scene.left() == {f"{STEM}.sif"}
@@ -152,10 +156,10 @@ def test_two_pulls_at_once_are_one(scene: Scene) -> None:
 def test_what_a_killed_pull_has_left_is_in_nobodys_way(scene: Scene) -> None:
     hold = scene.tools / "hold"
     hold.touch()
-    first = scene.cli().start("container", "pull", IMAGE)
-    poll(lambda: scene.images.exists() and f".pulling.{STEM}.sif" in scene.left(), "half a file")
-    first.kill()
-    first.communicate(timeout=60)
+    with scene.cli().start("container", "pull", IMAGE) as first:
+        poll((scene.images / f".pulling.{STEM}.sif").exists, "half a file")
+        first.kill()
+        first.communicate(timeout=60)
     hold.unlink()
     poll(lambda: (scene.images / f".pulling.{STEM}.sif").stat().st_size > 2, "its tool's end")
     assert scene.pull().data["how"] == "pulled"
@@ -175,10 +179,10 @@ def test_who_pulls_on_another_machine_is_named(scene: Scene) -> None:
 
 def test_an_interrupted_pull_leaves_nothing(scene: Scene) -> None:
     (scene.tools / "hold").touch()
-    process = scene.cli().start("container", "pull", IMAGE)
-    poll(lambda: scene.images.exists() and f".pulling.{STEM}.sif" in scene.left(), "half a file")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    with scene.cli().start("container", "pull", IMAGE) as process:
+        poll((scene.images / f".pulling.{STEM}.sif").exists, "half a file")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
     assert process.returncode == 130
     assert scene.left() == set()
 
@@ -251,32 +255,53 @@ def test_an_image_for_other_cpus_is_refused_before_and_after(scene: Scene) -> No
     assert scene.left() == set()
 
 
+class Job:
+    """One that was submitted, as Slurm has it: with the text that its script had then."""
+
+    def __init__(self, scene: Scene, number: int) -> None:
+        self._scene, self._id = scene, str(1000 + number)
+        poll(lambda: self._id in scene.slurm.jobs, "the submission")
+        script = Path(scene.slurm.calls("sbatch")[number]["words"][-1])
+        self.text, self.log = script.read_text(), script.with_name("log")
+
+    def begin(self) -> None:
+        self._scene.slurm.set(**{self._id: "RUNNING"})
+
+    def end(self) -> None:
+        words = ("bash", "-c", self.text)
+        with self.log.open("r+") as log:  # which has been there since its beginning
+            subprocess.run(words, env=self._scene.cli().environ, stdout=log, stderr=log, check=True)
+        self._scene.slurm.set(**{self._id: "COMPLETED"})
+
+    @property
+    def state(self) -> str:
+        return self._scene.slurm.jobs[self._id]
+
+
+def pulled(process: subprocess.Popen[str]) -> str:
+    """What it has printed while it saw to the image."""
+    out, err = process.communicate(timeout=60)
+    assert json.loads(out)["data"]["how"] == "pulled", err
+    return err
+
+
 class TestInAJob:
     """The script is run as a node would, while the command waits."""
 
-    def start(self, scene: Scene, *words: str) -> subprocess.Popen[str]:
+    def start(self, scene: Scene, *words: str) -> AbstractContextManager[subprocess.Popen[str]]:
         ask = ("container", "pull", IMAGE, "--partition", "cpu", *words, "--output", "json")
         return scene.cli().start(*ask)
 
-    def script(self, scene: Scene) -> Path:
-        [call] = poll(lambda: scene.slurm.calls("sbatch"), "the submission")
-        return Path(call["words"][-1])
-
     def test_a_node_of_the_partition_pulls_it(self, scene: Scene) -> None:
-        process = self.start(scene, "--account", "us", "--time", "90m")
-        script = self.script(scene)
-        text = script.read_text()
-        assert "#SBATCH --partition=cpu\n" in text
-        assert "#SBATCH --account=us\n" in text
-        assert "#SBATCH --time=0-01:30:00\n" in text
-        assert "--ntasks" not in text  # the site refuses it
-        scene.slurm.set(j1000="RUNNING")
-        with script.with_name("log").open("w") as log:
-            environ = scene.cli().environ
-            subprocess.run(["bash", script], env=environ, stdout=log, stderr=log, check=True)
-        out, err = process.communicate(timeout=60)
-        assert json.loads(out)["data"]["how"] == "pulled", err
-        assert "Fetching image manifest" in err
+        with self.start(scene, "--account", "us", "--time", "90m") as process:
+            job = Job(scene, 0)
+            assert "#SBATCH --partition=cpu\n" in job.text
+            assert "#SBATCH --account=us\n" in job.text
+            assert "#SBATCH --time=0-01:30:00\n" in job.text
+            assert "--ntasks" not in job.text  # the site refuses it
+            job.begin()
+            job.end()
+            assert "Fetching image manifest" in pulled(process)
         assert scene.left() == {f"{STEM}.sif"}
 
     def test_an_option_that_would_end_its_line_is_refused(self, scene: Scene) -> None:
@@ -285,20 +310,27 @@ class TestInAJob:
         assert scene.slurm.calls("sbatch") == []
 
     def test_two_who_ask_do_not_take_each_others_log_away(self, scene: Scene) -> None:
-        first, second = self.start(scene), self.start(scene)
-        calls = poll(
-            lambda: len(found := scene.slurm.calls("sbatch")) == 2 and found, "two submissions"
-        )
-        scripts = [Path(call["words"][-1]) for call in calls]
-        assert scripts[0] != scripts[1]
-        scene.slurm.set(j1000="RUNNING", j1001="RUNNING")
-        for script in scripts:
-            environ = scene.cli().environ
-            with script.with_name("log").open("w") as log:
-                subprocess.run(["bash", script], env=environ, stdout=log, stderr=log, check=True)
-        for process in (first, second):
-            out, err = process.communicate(timeout=60)
-            assert json.loads(out)["data"]["how"] == "pulled", err
+        with self.start(scene) as first:
+            of_first = Job(scene, 0)
+            with self.start(scene) as second:
+                of_second = Job(scene, 1)
+                assert of_first.log != of_second.log
+                of_first.begin()
+                of_second.begin()
+                of_first.end()
+                pulled(first)
+                asked = len(scene.slurm.calls("squeue"))
+                poll(lambda: len(scene.slurm.calls("squeue")) > asked, "a look by the second")
+                of_second.end()
+                assert f"{STEM}.sif (there)" in pulled(second)
+        assert scene.left() == {f"{STEM}.sif"}
+
+    def test_a_job_that_waits_when_the_image_is_there_is_withdrawn(self, scene: Scene) -> None:
+        with self.start(scene) as process:
+            job = Job(scene, 0)
+            scene.pull()
+            pulled(process)
+        assert job.state.startswith("CANCELLED")
         assert scene.left() == {f"{STEM}.sif"}
 
     def test_a_job_that_ends_without_it_is_quoted(
@@ -311,7 +343,7 @@ class TestInAJob:
 
         def relay(chunk: bytes) -> None:
             if b"job 1000 on cpu" in chunk:
-                self.script(scene).with_name("log").write_text("DUE TO TIME LIMIT\n")
+                Job(scene, 0).log.write_text("DUE TO TIME LIMIT\n")
                 scene.slurm.set(j1000="TIMEOUT")
 
         with pytest.raises(RunError) as err:

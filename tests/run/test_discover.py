@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,14 +91,16 @@ def test_without_slurm_and_without_captures_there_is_nothing_to_describe(
     assert cli.ask("site", "discover", "--save", "file/rec").codes == ["site.unwritable"]
 
 
-def started(cli: Cli, slurm: FakeSlurm, *words: str) -> subprocess.Popen[str]:
-    process = cli.start("site", "discover", "--probe", "gpularge", "--save", "rec", *words)
-    poll(lambda: slurm.jobs, "a job")
-    return process
+@contextmanager
+def probing(cli: Cli, slurm: FakeSlurm, *words: str) -> Iterator[subprocess.Popen[str]]:
+    ask = ("site", "discover", "--probe", "gpularge", "--save", "rec")
+    with cli.start(*ask, *words) as process:
+        poll(lambda: slurm.jobs, "a job")
+        yield process
 
 
 def test_a_probe_asks_for_all_gpus_of_one_node_and_records_it(cli: Cli, slurm: FakeSlurm) -> None:
-    with started(cli, slurm, "--account", "p_1", "--qos", "q", "--out", "found.yaml") as process:
+    with probing(cli, slurm, "--account", "p_1", "--qos", "q", "--out", "found.yaml") as process:
         script = cli.home / "rec/node-gpularge/script.sh"
         options = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
         wanted = ("--partition=gpularge", "--gpus-per-node=gh200:4", "--account=p_1", "--qos=q")
@@ -119,7 +123,7 @@ def test_an_option_that_would_end_its_line_is_refused(cli: Cli, slurm: FakeSlurm
 
 
 def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(cli: Cli, slurm: FakeSlurm) -> None:
-    with started(cli, slurm) as process:
+    with probing(cli, slurm) as process:
         assert process.stderr is not None
         said = process.stderr.readline()
         assert "asks a node" in said
@@ -132,7 +136,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(cli: Cli, slurm: FakeSlurm)
 
 
 def test_a_probe_that_ends_without_its_outputs_is_told(cli: Cli, slurm: FakeSlurm) -> None:
-    with started(cli, slurm, "--output", "json") as process:
+    with probing(cli, slurm, "--output", "json") as process:
         slurm.set(j1000="FAILED")
         out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 7, err

@@ -170,9 +170,10 @@ def test_a_second_submit_attaches_to_the_first(cli: Cli) -> None:
 
 def test_two_submissions_at_once_answer_every_row_once(cli: Cli) -> None:
     job_file = job(cli, engine_options=SLOW)
-    racers = [cli.start("submit", job_file, "--wait") for _ in range(2)]
-    for racer in racers:
-        racer.communicate(timeout=LIMIT_S)
+    words = ("submit", job_file, "--wait")
+    with cli.start(*words) as first, cli.start(*words) as second:
+        for racer in (first, second):
+            racer.communicate(timeout=LIMIT_S)
     run = run_of(job_file)
     finish(cli, run)
     assert cli.texts(run) == TEXTS
@@ -301,6 +302,24 @@ def test_a_warning_signal_drains_and_a_resume_goes_on(cli: Cli) -> None:
     assert len(parts(run)) < 60
     finish(cli, run)
     assert cli.texts(run) == TEXTS
+
+
+def test_a_warning_that_comes_again_and_again_kills_nobody(cli: Cli) -> None:
+    """Slurm tells every process of a step, and wrappers hand it on when they get to it."""
+    run = started(cli, job(cli, engine_options=SLOW, limits=SHORT_WARNING))
+    found = session_processes(session(run))
+    [runner] = (pid for pid, words in found.items() if "launcher.runner" in words)
+
+    def over() -> bool:
+        try:
+            os.kill(runner, signal.SIGUSR1)
+        except ProcessLookupError:
+            return True
+        return False
+
+    poll(over, "the end of the runner")
+    assert ended(cli, run) == "stopped"
+    assert [path.suffix for path in (run / "jobs").glob("*.s0.*")] == [".resumable"]
 
 
 def test_a_warning_makes_the_waiting_command_exit_with_75(cli: Cli) -> None:

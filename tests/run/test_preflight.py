@@ -136,19 +136,19 @@ def test_ranks_that_look_at_their_nodes_leave_when_they_are_told_to(
     render: Render, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = render(f"touch {tmp_path}/asked$CUDA_VISIBLE_DEVICES; exec sleep 50", bad="*")
-    started = run.start()
-    poll(lambda: len(list(tmp_path.glob("asked*"))) == 2, "two nodes that look at their GPUs")
-    os.kill(started.process.pid, number)
-    assert started.ended(LIMIT_S) == 75
+    with run.start() as started:
+        poll(lambda: len(list(tmp_path.glob("asked*"))) == 2, "two nodes that look at their GPUs")
+        os.kill(started.process.pid, number)
+        assert started.ended(LIMIT_S) == 75
     assert {kind: end["problems"] for kind, end in ended(run).items()} == {"resumable": []}
 
 
 def test_a_run_that_is_stopped_is_not_waited_for(render: Render, tmp_path: Path) -> None:
     run = render(f"touch {tmp_path}/asked; exec sleep 3", bad="6,7")
-    started = run.start()
-    poll((tmp_path / "asked").exists, "a node that looks at its GPUs")
-    (run.path / "control/STOP").touch()
-    assert started.ended(LIMIT_S) == 75
+    with run.start() as started:
+        poll((tmp_path / "asked").exists, "a node that looks at its GPUs")
+        (run.path / "control/STOP").touch()
+        assert started.ended(LIMIT_S) == 75
     assert set(ended(run)) == {"resumable"}
 
 
@@ -169,13 +169,13 @@ def test_ranks_that_measure_their_links_leave_and_end_the_processes_that_do(
     )
     monkeypatch.setenv("PYTHONPATH", f"{slow}:{python_path()}")
     run = render()
-    started = run.start()
-    poll(lambda: len(list(tmp_path.glob("measures*"))) == 4, "four processes that measure")
-    if number is None:
-        (run.path / "control/STOP").touch()
-    else:
-        os.kill(started.process.pid, number)
-    assert started.ended(LIMIT_S) == 75
+    with run.start() as started:
+        poll(lambda: len(list(tmp_path.glob("measures*"))) == 4, "four processes that measure")
+        if number is None:
+            (run.path / "control/STOP").touch()
+        else:
+            os.kill(started.process.pid, number)
+        assert started.ended(LIMIT_S) == 75
     assert set(ended(run)) == {"resumable"}
     pids = [path.name.removeprefix("measures") for path in tmp_path.glob("measures*")]
     poll(lambda: not any(Path("/proc", pid).exists() for pid in pids), "their ends")

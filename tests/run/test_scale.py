@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cli_driving import Cli, write_job
+from cli_driving import Cli, started, write_job
 from fake_slurm import FakeSlurm
 
 from launcher.errors import PlanError
@@ -101,7 +100,7 @@ def test_a_submission_that_was_killed_holds_up_no_other(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = submitted(cli, 2)
-    with subprocess.Popen(["sleep", "60"]) as held:
+    with started(["sleep", "60"]) as held:
         ids = dataclasses.asdict(ProcessIds.of(held.pid))
         (run / "control" / "submitting.g1").write_text(json.dumps(ids))
         monkeypatch.setattr("launcher.turns.PATIENCE_S", 0.3)
@@ -109,5 +108,4 @@ def test_a_submission_that_was_killed_holds_up_no_other(
             pass
         assert [p.code for p in caught.value.problems] == ["rundir.busy"]
         assert str(run / "control" / "submitting.g1") in (caught.value.problems[0].hint or "")
-        held.kill()
     assert cli.ask("scale", run, "--replicas", "3").data["how"] == "submitted"

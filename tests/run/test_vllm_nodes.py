@@ -8,8 +8,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,11 @@ def worker(rank: int) -> Wanted:
     return lambda words: words[1].endswith("workers.py") and words[3] == str(rank)
 
 
-def at_work(run: GpuRun) -> Started:
-    started = run.start()
-    poll(run.parts, f"a part of {run.path}")
-    return started
+@contextmanager
+def at_work(run: GpuRun) -> Iterator[Started]:
+    with run.start() as started:
+        poll(run.parts, f"a part of {run.path}")
+        yield started
 
 
 def test_the_workers_of_both_nodes_meet_where_the_plan_has_them(render: Render) -> None:
@@ -137,9 +138,9 @@ def test_whoever_dies_is_named_and_nothing_is_left_but_to_resume(
     render: Render, victim: Wanted, number: signal.Signals, code: str, said: str
 ) -> None:
     run = render(MANY, **SLOW)
-    started = at_work(run)
-    os.kill(started.find(victim), number)
-    assert started.ended(LIMIT_S) == 7
+    with at_work(run) as started:
+        os.kill(started.find(victim), number)
+        assert started.ended(LIMIT_S) == 7
     assert ("died", [code]) in outcomes(run)
     assert {kind for kind, _ in outcomes(run)} <= {"died", "resumable"}
     assert said in run.problems()[0]["message"]
@@ -150,20 +151,20 @@ def test_a_step_that_is_told_to_end_is_resumable_and_no_node_is_called_dead(
     render: Render,
 ) -> None:
     run = render(MANY, **SLOW)
-    started = at_work(run)
-    for pid in session_processes(started.process.pid):  # as Slurm does
-        with suppress(ProcessLookupError):  # one before it has ended it
-            os.kill(pid, signal.SIGTERM)
-    assert started.ended(LIMIT_S) == 75
+    with at_work(run) as started:
+        for pid in session_processes(started.process.pid):  # as Slurm does
+            with suppress(ProcessLookupError):  # one before it has ended it
+                os.kill(pid, signal.SIGTERM)
+        assert started.ended(LIMIT_S) == 75
     assert outcomes(run) == [("resumable", [])]
 
 
 def test_a_start_that_hangs_on_one_node_can_be_left(render: Render) -> None:
     run = render(start_of_node={"1": "hang"})
-    started = run.start()
-    poll(lambda: len(workers(started)) == 4, "all workers")
-    os.kill(started.process.pid, signal.SIGTERM)
-    assert started.ended(LIMIT_S) == 75
+    with run.start() as started:
+        poll(lambda: len(workers(started)) == 4, "all workers")
+        os.kill(started.process.pid, signal.SIGTERM)
+        assert started.ended(LIMIT_S) == 75
     assert outcomes(run) == [("resumable", [])]
 
 

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_driving import poll
+from cli_driving import poll, started
 
 from launcher.rundir import RunDir
 from launcher.runner.leader import inside_mpi, meeting_point, outside_mpi
@@ -84,7 +85,7 @@ class Scene:
         leader: str = LEADER,
         worker: str = "",
         **environ: str,
-    ) -> subprocess.Popen[str]:
+    ) -> AbstractContextManager[subprocess.Popen[str]]:
         (self._modules / "mgmn_leader_node.py").write_text(leader)
         (self._modules / "mgmn_worker_node.py").write_text(worker)
         script = self.folder / "runner.py"
@@ -92,12 +93,11 @@ class Scene:
         path = (self._modules.parents[1], TESTS, TESTS.parent)
         own = {"PYTHONPATH": os.pathsep.join(map(str, path)), "STAGE": str(self.folder)}
         words = (self.run.path, rank, world, script)
-        return subprocess.Popen(
+        return started(
             [sys.executable, TESTS / "leader_ranks.py", *map(str, words)],
             env={**os.environ, **own, **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
 
     def end(self, **how: Any) -> tuple[int, str]:
@@ -242,8 +242,8 @@ def test_a_leader_that_does_not_stop_is_killed_and_so_are_the_ranks_that_wait(
     scene: Scene,
 ) -> None:
     """The launcher ends those when this one ends badly; the outcome stays what it was."""
-    process = scene.start(leader=STUBBORN, runner="raise SystemExit(75)")
-    said, _ = process.communicate(timeout=50)
+    with scene.start(leader=STUBBORN, runner="raise SystemExit(75)") as process:
+        said, _ = process.communicate(timeout=50)
     assert process.returncode == 75
     assert "the leader did not end in time" in said
     assert scene.outcomes() == {}
@@ -275,11 +275,12 @@ def test_a_worker_that_says_it_is_lost_is_not_waited_for(
 @pytest.mark.parametrize("kind", ["done", "resumable"])
 def test_a_worker_that_outlives_its_step_is_not_waited_for(scene: Scene, kind: str) -> None:
     """Under mpirun nobody else would end it."""
-    process = scene.start(rank=1, worker="print('at work', flush=True)\n" + NAP, STOP_S="0.2")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "at work\n"
-    scene.run.outcome_path("7", 0, 0, kind).write_text('{"problems": []}')
-    said, _ = process.communicate(timeout=30)
+    worker = "print('at work', flush=True)\n" + NAP
+    with scene.start(rank=1, worker=worker, STOP_S="0.2") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        scene.run.outcome_path("7", 0, 0, kind).write_text('{"problems": []}')
+        said, _ = process.communicate(timeout=30)
     assert process.returncode == 7
     assert "the step is over, and its worker is killed" in said
     assert scene.outcomes() == {kind: []}
@@ -343,32 +344,32 @@ def test_an_engine_with_less_room_than_was_asked_for_answers_nothing(scene: Scen
 def test_one_with_enough_says_how_much_it_has(scene: Scene) -> None:
     words = ("Adjusted max_seq_len to 128", "for max tokens in paged KV cache (4096).")
     leader = "".join(f"print({text!r}, flush=True)\n" for text in words) + SHOW + LEADER
-    process = scene.start(leader=leader, runner=AFTER_LEADER + READY + LISTEN)
-    assert process.stdout is not None
-    said = ""
-    while "warning[engine.no-memory]" not in said:
-        said += (line := process.stdout.readline())
-        assert line, said
-    assert "the KV cache holds 4096 tokens" in said
-    heard = scene.run.figures_path("7", 0, 0)
-    poll(heard.exists, "the figures for the runner")
-    assert json.loads(heard.read_text()) == {"max_seq_len": 128, "kv_tokens": 4096}
-    process.terminate()
-    process.communicate(timeout=50)
+    with scene.start(leader=leader, runner=AFTER_LEADER + READY + LISTEN) as process:
+        assert process.stdout is not None
+        said = ""
+        while "warning[engine.no-memory]" not in said:
+            said += (line := process.stdout.readline())
+            assert line, said
+        assert "the KV cache holds 4096 tokens" in said
+        heard = scene.run.figures_path("7", 0, 0)
+        poll(heard.exists, "the figures for the runner")
+        assert json.loads(heard.read_text()) == {"max_seq_len": 128, "kv_tokens": 4096}
+        process.terminate()
+        process.communicate(timeout=50)
     assert (process.returncode, scene.outcomes()) == (75, {})
 
 
 def test_signals_are_the_runners_alone(scene: Scene) -> None:
-    process = scene.start(runner=LISTEN)
-    scene.until("listening")
-    process.send_signal(signal.SIGUSR1)
-    scene.until("SIGUSR1")
-    # As Slurm does, which signals all processes of a step.
-    mark = f"STAGE={scene.folder}".encode()
-    for pid in scene.left():
-        if mark in _read(Path(f"/proc/{pid}/environ")):
-            os.kill(pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=50)
+    with scene.start(runner=LISTEN) as process:
+        scene.until("listening")
+        process.send_signal(signal.SIGUSR1)
+        scene.until("SIGUSR1")
+        # As Slurm does, which signals all processes of a step.
+        mark = f"STAGE={scene.folder}".encode()
+        for pid in scene.left():
+            if mark in _read(Path(f"/proc/{pid}/environ")):
+                os.kill(pid, signal.SIGTERM)
+        said, _ = process.communicate(timeout=50)
     assert process.returncode == 75
     assert (scene.folder / "stop").exists()  # the leader has lived on, and was stopped in order
     assert "is killed" not in said
@@ -379,10 +380,10 @@ def test_a_runner_that_does_not_leave_when_asked_is_ended_and_resumable(scene: S
     deaf = "import signal; signal.signal(15, signal.SIG_IGN)\n" + LISTEN.replace(
         "signal.signal(signal.SIGTERM, heard)\n", ""
     )
-    process = scene.start(runner=deaf)
-    scene.until("listening")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=50)
+    with scene.start(runner=deaf) as process:
+        scene.until("listening")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=50)
     assert (process.returncode, scene.outcomes()) == (75, {"resumable": []})
     assert scene.left() == []
 
@@ -395,11 +396,11 @@ stage = pathlib.Path(os.environ["STAGE"])
 while not (stage / "stop").exists():
     time.sleep(0.02)
 """
-    process = scene.start(rank=1, worker=worker)
-    scene.until("listening")
-    process.send_signal(signal.SIGTERM)
-    (scene.folder / "stop").touch()
-    process.communicate(timeout=50)
+    with scene.start(rank=1, worker=worker) as process:
+        scene.until("listening")
+        process.send_signal(signal.SIGTERM)
+        (scene.folder / "stop").touch()
+        process.communicate(timeout=50)
     assert (process.returncode, scene.outcomes()) == (0, {})
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,6 @@ IN_FLIGHT = 4
 
 def work(
     found: Scene,
-    monkeypatch: pytest.MonkeyPatch,
     signals: Mapping[float, signal.Signals],
     *,
     row_s: float,
@@ -40,17 +38,8 @@ def work(
 
     async def working() -> tuple[bool, float]:
         loop = asyncio.get_running_loop()
-        handlers: dict[int, Callable[[], None]] = {}
-
-        def add(number: int, do: Callable[[float], None], patience_s: float) -> None:
-            handlers[number] = partial(do, patience_s)
-
-        def tell(number: signal.Signals) -> None:
-            handlers[number]()
-
-        monkeypatch.setattr(loop, "add_signal_handler", add)
         for at_s, number in signals.items():
-            loop.call_at(at_s, tell, number)
+            loop.call_at(at_s, signal.raise_signal, number)
         if stopped_s is not None:
             loop.call_at(stopped_s, publish, found.run.stop_path, b"")
         return await _until_told_to_leave(task, plan, found.dispatcher), loop.time()
@@ -73,30 +62,26 @@ def found(tmp_path: Path) -> Scene:
     ],
 )
 def test_on_a_warning_rows_are_begun_for_as_long_as_most_can_still_be_answered(
-    found: Scene, monkeypatch: pytest.MonkeyPatch, row_s: float, ends_s: float, rows: int
+    found: Scene, row_s: float, ends_s: float, rows: int
 ) -> None:
-    done, ended_s = work(found, monkeypatch, {1000.0 + 0.25: WARNED}, row_s=row_s)
+    done, ended_s = work(found, {1000.0 + 0.25: WARNED}, row_s=row_s)
     assert not done
     assert ended_s == pytest.approx(ends_s, abs=1.0)
     assert found.dispatcher.totals.rows == rows
     assert found.published() == set(range(rows // 40))
 
 
-def test_what_has_not_ended_by_then_is_cut_off(
-    found: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_has_not_ended_by_then_is_cut_off(found: Scene) -> None:
     """Nothing was answered, so nothing is known and no row is begun."""
-    done, ended_s = work(found, monkeypatch, {100.0: WARNED}, row_s=500.0)
+    done, ended_s = work(found, {100.0: WARNED}, row_s=500.0)
     assert not done
     assert ended_s == pytest.approx(370.0, abs=1.0)
     assert found.dispatcher.totals.rows == 0
     assert found.dispatcher.latencies.p95_s() is None
 
 
-def test_a_run_that_ends_before_the_job_does_is_done(
-    found: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done, ended_s = work(found, monkeypatch, {1900.0: WARNED}, row_s=10.0)
+def test_a_run_that_ends_before_the_job_does_is_done(found: Scene) -> None:
+    done, ended_s = work(found, {1900.0: WARNED}, row_s=10.0)
     assert done
     assert ended_s == pytest.approx(2000.0, abs=1.0)
     assert found.run.done_path.exists()
@@ -104,31 +89,25 @@ def test_a_run_that_ends_before_the_job_does_is_done(
 
 @pytest.mark.parametrize("signals", [{105.0: TOLD}, {50.0: WARNED, 105.0: TOLD}])
 def test_who_is_told_to_end_leaves_at_once(
-    found: Scene, monkeypatch: pytest.MonkeyPatch, signals: dict[float, signal.Signals]
+    found: Scene, signals: dict[float, signal.Signals]
 ) -> None:
-    done, ended_s = work(found, monkeypatch, signals, row_s=10.0)
+    done, ended_s = work(found, signals, row_s=10.0)
     assert (done, ended_s) == (False, 105.0)
     assert found.dispatcher.totals.rows == 40
 
 
-def test_a_run_that_is_stopped_is_left_within_a_beat(
-    found: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done, ended_s = work(found, monkeypatch, {}, row_s=10.0, stopped_s=105.0)
+def test_a_run_that_is_stopped_is_left_within_a_beat(found: Scene) -> None:
+    done, ended_s = work(found, {}, row_s=10.0, stopped_s=105.0)
     assert not done
     assert 105.0 <= ended_s <= 107.0
 
 
-def test_a_warning_that_is_handed_on_again_gives_no_more_time(
-    found: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warning_that_is_handed_on_again_gives_no_more_time(found: Scene) -> None:
     signals = {1000.25: WARNED, 1200.0: WARNED}
-    _, ended_s = work(found, monkeypatch, signals, row_s=10.0)
+    _, ended_s = work(found, signals, row_s=10.0)
     assert ended_s == pytest.approx(1270.0, abs=1.0)
 
 
-def test_a_warning_before_the_engine_is_there_ends_it(
-    found: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert work(found, monkeypatch, {0.0: WARNED}, row_s=10.0) == (False, 0.0)
+def test_a_warning_before_the_engine_is_there_ends_it(found: Scene) -> None:
+    assert work(found, {0.0: WARNED}, row_s=10.0) == (False, 0.0)
     assert found.dispatcher.totals.rows == 0

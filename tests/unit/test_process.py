@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from cli_driving import started
 
 from launcher.process import ProcessIds
 
@@ -86,25 +87,17 @@ def test_a_command_name_with_brackets_and_spaces_does_not_hide_the_fields() -> N
 
 
 def test_a_session_outlives_its_leader_until_the_last_child_ends() -> None:
-    leader = subprocess.Popen(
-        ["sh", "-c", "sleep 60 & echo $!; read line"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert leader.stdout is not None
-    child_pid = int(leader.stdout.readline())
-    ids = ProcessIds.of(leader.pid)
-    leader.kill()
-    leader.wait()
-    assert ids.gone()
-    assert not ids.session_gone()
-    child = ProcessIds.of(child_pid)
-    os.killpg(leader.pid, signal.SIGKILL)
-    while not child.gone():
-        time.sleep(0.01)
-    assert ids.session_gone()
-    leader.stdout.close()
-    assert leader.stdin is not None
-    leader.stdin.close()
+    words = ("sh", "-c", "sleep 60 & echo $!; read line")
+    with started(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as leader:
+        assert leader.stdout is not None
+        child_pid = int(leader.stdout.readline())
+        ids = ProcessIds.of(leader.pid)
+        leader.kill()
+        leader.wait()
+        assert ids.gone()
+        assert not ids.session_gone()
+        child = ProcessIds.of(child_pid)
+        os.killpg(leader.pid, signal.SIGKILL)
+        while not child.gone():
+            time.sleep(0.01)
+        assert ids.session_gone()

@@ -241,7 +241,7 @@ def choices(cases: Sequence[Case]) -> str:
         if len(cuts) > 1:
             # A cut may have been measured several times.
             measured = {cut: statistics.median(map(_measured_gpu, cuts[cut])) for cut in cuts}
-            chosen = max(cuts, key=lambda cut: statistics.median(map(_found_gpu, cuts[cut])))  # noqa: B023 - used at once
+            chosen = max(cuts, key=lambda cut: statistics.median(map(_found_gpu, cuts[cut])))
             lost.append(1 - measured[chosen] / max(measured.values()))
     if not lost:
         return "No choices between cuts."

@@ -29,7 +29,7 @@ SSD (NVIDIA, "Reducing Cold Start Latency for LLM Inference with NVIDIA Run:ai M
 between them their geometric mean, which is a guess."""
 
 _ENGINE_S: Mapping[str, Range] = {
-    "vllm": Range(33, 60, 138),
+    "vllm": Range(33, 60, 163),
     "tensorrt-llm": Range(33, 90, 300),
     "transformers": Range(5, 20, 60),
     "echo": Range(0, 1, 5),

@@ -34,7 +34,7 @@ _PASSWORD = re.compile(r"^(?:\w+://)?[^/@]*:[^/@]*@(?!sha256:)")
 _SCRIPTS_OWN = re.compile(
     r"HPC_LLM_(?!PATIENCE\Z).*|CUDA_VISIBLE_DEVICES|run|plan|job|restart|stat|entry|replicas?"
     r"|per_allocation|first|end|ended|pids|before|failed|died|resumable|again|signalled|code"
-    r"|batch|warned|told|given_up|idle|cache"
+    r"|batch|warned|told|given_up|idle|cache|pause"
     r"|BASHOPTS|BASH_VERSINFO|EUID|IFS|PPID|SHELLOPTS|UID",
     re.DOTALL,
 )

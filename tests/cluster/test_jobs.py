@@ -206,20 +206,10 @@ def test_a_job_can_be_submitted_from_inside_another(user: User) -> None:
     assert user.texts() == ["0", "1", "2", "3"]
 
 
-def unreachable(user: User) -> User:
-    """The same while nobody listens where the controller should be."""
-    text = user.cluster.conf.read_text()
-    for key, value in (("SlurmctldPort", "9"), ("MessageTimeout", "2")):
-        text, count = re.subn(rf"\b{key}=\S+", f"{key}={value}", text)
-        assert count == 1, key
-    path = user.folder / "slurm.conf"
-    path.write_text(text)
-    return user.with_environment(SLURM_CONF=str(path))
-
-
 def test_a_controller_out_of_reach_is_no_lost_submission(user: User) -> None:
     job = user.job()
-    away = unreachable(user)
+    away = user.with_environment(SLURM_CONF=str(user.folder / "slurm.conf"))
+    user.unreachable()
     done = away.cli.ask("submit", job)
     assert (done.code, done.codes) == (6, ["slurm.refused", "rundir.kept"])
     assert "Unable to contact slurm controller" in done.json["problems"][0]["message"]

@@ -76,6 +76,24 @@ def test_a_job_that_gets_nothing_done_is_not_requeued_for_ever(user: User) -> No
     assert user.until("stopped")["jobs"] == [{"id": job, "state": "failed"}]
 
 
+def test_a_requeue_waits_for_a_controller_that_cannot_be_reached_for_a_while(user: User) -> None:
+    conf = user.folder / "slurm.conf"
+    conf.write_text(user.cluster.conf.read_text())
+    away = user.with_environment(SLURM_CONF=str(conf))
+    job = away.submit(user.job(rows=60, engine_options=SLOW, limits={"warn_before": "31s"}))
+    user.until_published()
+    user.unreachable()
+    user.cluster.run("scancel", "--signal=USR1", job)
+    log = user.run / "logs" / f"{job}.log"
+    poll(lambda: "Unable to contact slurm controller" in log.read_text(), "the first try")
+    conf.write_text(user.cluster.conf.read_text())
+    user.release(job)
+    user.until("done")
+    assert user.ended(job) == ["COMPLETED", "0:0"]
+    assert user.shown(job, "Restarts") == "1"
+    assert user.texts() == [str(i) for i in range(60)]
+
+
 # Not the first in this file: so the minute passes meanwhile.
 def test_a_job_that_comes_to_its_time_limit_is_warned_by_slurm_and_goes_on(limited: User) -> None:
     [job] = limited.jobs()

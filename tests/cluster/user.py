@@ -149,6 +149,16 @@ class User:
         poll(lambda: self.shown(job, "JobState") == "PENDING", f"{job} is requeued")
         self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
+    def unreachable(self) -> Path:
+        """A slurm.conf of which nobody listens where the controller should be."""
+        text = self.cluster.conf.read_text()
+        for key, value in (("SlurmctldPort", "9"), ("MessageTimeout", "2")):
+            text, count = re.subn(rf"\b{key}=\S+", f"{key}={value}", text)
+            assert count == 1, key
+        path = self.folder / "slurm.conf"
+        path.write_text(text)
+        return path
+
     def with_environment(self, **more: str) -> User:
         return replace(self, cli=Cli(self.cli.home, self.cli.extra | more))
 

@@ -140,8 +140,8 @@ def test_the_steps_of_tensorrt_llm_reach_its_arguments_unless_the_job_has_them()
 
 
 def test_fewer_gpus_a_node_are_all_that_a_cut_may_use() -> None:
-    assert cut("llama-3.1-70b", {"resources": {"gpus_per_node": 4}}) == Cut(tp=4)
-    assert cut("llama-3.1-70b", {"resources": {"gpus_per_node": 2}}).tp <= 2
+    assert cut("llama-3.1-405b-fp8") == Cut(tp=8)
+    assert cut("llama-3.1-405b-fp8", {"resources": {"gpus_per_node": 4}}) == Cut(tp=4, pp=2)
 
 
 def test_one_machine_is_one_node() -> None:
@@ -264,7 +264,7 @@ def test_weights_that_a_node_without_gpus_cannot_hold_are_refused() -> None:
 
 def test_replicas_fill_the_gpus_of_a_node() -> None:
     assert replicas("llama-3.1-8b") == (8, 1)
-    assert replicas("llama-3.1-70b") == (2, 1)
+    assert replicas("llama-3.1-70b") == (4, 1)
     assert replicas("llama-3.1-70b", {"parallelism": {"tp": 8}}) == (1, 1)
     assert replicas("llama-3.1-405b") == (1, 1)
 

@@ -150,13 +150,9 @@ def _outside(text: str) -> Iterator[str]:
 
 
 def read_tres(text: str) -> Tres:
-    """Read ``billing=9,cpu=9,gres/gpu:h100=1,gres/gpu=1,mem=60G,node=1``: that is one GPU.
-
-    The last entry of a value that a table cut (``…,mem=18+``) is left out.
-    """
-    pairs = [part.strip().partition("=") for part in text.split(",")]
-    whole = pairs[:-1] if text.rstrip().endswith("+") else pairs
-    entries = {key: value for key, equals, value in whole if equals and key}
+    """Read ``billing=9,cpu=9,gres/gpu:h100=1,gres/gpu=1,mem=60G,node=1``: that is one GPU."""
+    pairs = (part.strip().partition("=") for part in text.split(","))
+    entries = {key: value for key, equals, value in pairs if equals and key}
     types = {
         key.removeprefix("gres/gpu:"): count
         for key, value in entries.items()
@@ -173,8 +169,8 @@ def read_tres(text: str) -> Tres:
 
 
 def read_count(text: str | None) -> int | None:
-    """A whole number; of ``512000+`` and ``2-4``, which are ranges, the least."""
-    match = re.fullmatch(r"([0-9]{1,15})(?:\+|-[0-9]{1,15})?", (text or "").strip())
+    """A whole number; of ``512000+``, which stands for several, the least."""
+    match = re.fullmatch(r"([0-9]{1,15})\+?", (text or "").strip())
     return int(match[1]) if match else None
 
 
@@ -261,14 +257,13 @@ class NodeStates:
         return self.base in {"IDLE", "ALLOCATED", "MIXED"} and not self.flags & _UNUSABLE
 
 
-def read_node_states(*texts: str) -> NodeStates:
-    """Read ``MIXED+PLANNED``, ``DOWN*+CLOUD``, ``idle~``, ``drng``, or the words of a JSON list."""
+def read_node_states(text: str) -> NodeStates:
+    """Read ``MIXED+PLANNED``, ``DOWN*+CLOUD``, ``idle~`` or ``drng``."""
     words: set[str] = set()
-    for text in texts:
-        for part in text.upper().replace(",", "+").split("+"):
-            name = part.strip().rstrip("".join(_MARKS))
-            words.update(_MARKS[mark] for mark in part.strip()[len(name) :])
-            words.update(_STATES.get(name, (name,)) if name else ())
+    for part in text.upper().split("+"):
+        name = part.strip().rstrip("".join(_MARKS))
+        words.update(_MARKS[mark] for mark in part.strip()[len(name) :])
+        words.update(_STATES.get(name, (name,)) if name else ())
     instead = "IDLE" if words & _INSTEAD else None
     base = next((state for state in _BASES if state in words), instead)
     return NodeStates(base, frozenset(words - set(_BASES)))

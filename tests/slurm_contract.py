@@ -17,12 +17,17 @@ __all__ = ["SlurmContract", "World", "held_script"]
 UNKNOWN = "3999999"
 
 
-def held_script(folder: Path, *, tasks: int) -> Path:
-    """A script of ``tasks`` tasks that waits to be released, then for its folder's say."""
+def held_script(folder: Path, *, tasks: int = 1, parts: int = 1) -> Path:
+    """A script that waits to be released, then for its folder's say.
+
+    It is an array of ``tasks``, or a heterogeneous job of ``parts``.
+    """
     array = f"#SBATCH --array=0-{tasks - 1}\n" if tasks > 1 else ""
+    part = "#SBATCH --hold\n#SBATCH --time=1\n#SBATCH --output=/dev/null\n"
+    head = "#SBATCH hetjob\n".join([part] * parts)
     path = folder / "script.sh"
     path.write_text(
-        f"#!/bin/bash\n#SBATCH --hold\n#SBATCH --time=1\n#SBATCH --output=/dev/null\n{array}"
+        f"#!/bin/bash\n{head}{array}"
         f"cd {folder}\n"
         "until [ -s code$SLURM_ARRAY_TASK_ID ]; do sleep 0.1; done\n"
         "exit $(<code$SLURM_ARRAY_TASK_ID)\n"
@@ -36,7 +41,7 @@ class World(abc.ABC):
     scheduler = SlurmScheduler()
 
     @abc.abstractmethod
-    def script(self, *, tasks: int = 1) -> Path:
+    def script(self, **shape: int) -> Path:
         """A `held_script` that the cluster's nodes see."""
 
     @abc.abstractmethod
@@ -47,9 +52,9 @@ class World(abc.ABC):
     def end(self, job: JobRef, *, code: int, task: int | None = None) -> None:
         """Let what runs exit with ``code``."""
 
-    def submit(self, *, tasks: int = 1) -> tuple[JobRef, str]:
+    def submit(self, **shape: int) -> tuple[JobRef, str]:
         name = f"contract.{secrets.token_hex(4)}"
-        return self.scheduler.submit(self.script(tasks=tasks), name), name
+        return self.scheduler.submit(self.script(**shape), name), name
 
     def state(self, id_: str) -> JobState:
         return self.scheduler.states([JobRef(id=id_)])[id_]
@@ -98,6 +103,14 @@ class SlurmContract:
         world.scheduler.cancel([job])
         world.until(job.id, JobState.FAILED)
         assert world.state(f"{job.id}_1") is JobState.DONE
+
+    def test_a_heterogeneous_job_goes_by_the_id_of_its_first_part(self, world: World) -> None:
+        job, _ = world.submit(parts=2)
+        assert world.state(job.id) is JobState.QUEUED
+        assert world.state(f"{job.id}+1") is JobState.QUEUED
+        assert job.id in world.scheduler.reasons([job])
+        world.scheduler.cancel([job])
+        world.until(job.id, JobState.FAILED)
 
     def test_a_cancelled_job_is_over_and_may_be_cancelled_again(self, world: World) -> None:
         waiting, _ = world.submit()

@@ -9,14 +9,13 @@ from launcher.describe.facts import Facts
 from launcher.nodelist import expand
 from launcher.parsers.mpi_list import read_mpi_list
 from launcher.parsers.slurm_cluster import Config, Topology, read_settings, read_topology
-from launcher.parsers.slurm_nodes import Node, NodeGroup, read_nodes, read_nodes_json, read_sinfo
+from launcher.parsers.slurm_nodes import Node, NodeGroup, read_nodes, read_sinfo
 from launcher.parsers.slurm_partitions import (
     Association,
     Partition,
     Qos,
     read_associations,
     read_partitions,
-    read_partitions_json,
     read_qos,
 )
 from launcher.parsers.slurm_values import read_tres
@@ -76,8 +75,8 @@ class Slurm:
 
 def read_slurm(facts: Facts, captures: Mapping[str, str]) -> Slurm:
     """Read the captures of a login node; ``sinfo`` stands in for a mute ``scontrol``."""
-    nodes = facts.read(captures, "scontrol-node.txt", _nodes) or ()
-    partitions = facts.read(captures, "scontrol-partition.txt", _partitions) or ()
+    nodes = facts.read(captures, "scontrol-node.txt", read_nodes) or ()
+    partitions = facts.read(captures, "scontrol-partition.txt", read_partitions) or ()
     groups = facts.read(captures, "sinfo.txt", read_sinfo) or ()
     qos = facts.read(captures, "sacctmgr-qos.txt", read_qos)
     config = facts.read(captures, "scontrol-config.txt", read_settings)
@@ -113,15 +112,6 @@ def read_pairs(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, equals, value in pairs if equals and value}
 
 
-def _nodes(text: str) -> tuple[Node, ...]:
-    return (read_nodes_json if text.lstrip().startswith("{") else read_nodes)(text).nodes
-
-
-def _partitions(text: str) -> tuple[Partition, ...]:
-    read = read_partitions_json if text.lstrip().startswith("{") else read_partitions
-    return read(text).partitions
-
-
 def _nodes_of(groups: tuple[NodeGroup, ...]) -> tuple[Node, ...]:
     found: dict[str, Node] = {}
     for group in groups:
@@ -148,15 +138,10 @@ def _node_of(name: str, group: NodeGroup, partitions: tuple[str, ...]) -> Node:
         memory_bytes=group.memory_bytes,
         memory_reserved_bytes=None,
         gres=group.gres,
-        gres_used=(),
         tres=read_tres(""),
-        tres_used=read_tres(""),
         features=group.features,
         partitions=partitions,
         states=group.states,
-        reason=None,
-        version=None,
-        weight=None,
     )
 
 
@@ -164,4 +149,4 @@ def _partitions_of(groups: tuple[NodeGroup, ...]) -> tuple[Partition, ...]:
     names = dict.fromkeys(group.partition for group in groups if group.partition)
     # Of a partition sinfo says what the records of scontrol say under these names.
     text = "".join(f"PartitionName={name}\n\n" for name in names)
-    return read_partitions(text).partitions
+    return read_partitions(text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.parsers.slurm_blocks import read_blocks, read_config
-from launcher.parsers.slurm_json import json_text, json_words
+from launcher.parsers.slurm_values import read_text
 from launcher.parsers.text import ParseError, split_lines
 
 __all__ = ["Config", "Group", "Topology", "read_settings", "read_topology"]
@@ -21,12 +21,7 @@ class Config:
     version: str | None
     cluster: str | None
     max_array_size: int | None
-    min_job_age_s: int | None
-    mpi: str | None
-    topology: str | None
     requeue: bool | None
-    accounting: bool | None
-    gres: tuple[str, ...]
     settings: Mapping[str, str]
 
 
@@ -65,18 +60,12 @@ def read_settings(text: str) -> Config:
     """
     found = read_config(text)
     version = re.match(r"[0-9]+\.[0-9]+(?:\.[0-9]+)?", found.get("SLURM_VERSION", ""))
-    storage = found.get("AccountingStorageType")
     requeue = _count(found.get("JobRequeue"))
     return Config(
         version=version[0] if version else None,
-        cluster=json_text(found.get("ClusterName")),
+        cluster=read_text(found.get("ClusterName")),
         max_array_size=_count(found.get("MaxArraySize")),
-        min_job_age_s=_count(found.get("MinJobAge")),
-        mpi=json_text(found.get("MpiDefault")),
-        topology=json_text(found.get("TopologyPlugin")),
         requeue=None if requeue is None else bool(requeue),
-        accounting=None if storage is None else json_text(storage.split("/")[-1]) is not None,
-        gres=json_words(found.get("GresTypes")),
         settings=found,
     )
 
@@ -91,8 +80,7 @@ def read_topology(text: str) -> Topology:
     """
     for kind, head in (("tree", "SwitchName"), ("block", "BlockName")):
         if f"{head}=" in text:
-            blocks = read_blocks(text, head)
-            groups = tuple(_group(record, head) for record in blocks.records)
+            groups = tuple(_group(record, head) for record in read_blocks(text, head))
             return Topology("tree" if kind == "tree" else "block", groups)
     if re.search(r"^\s*[A-Z]\w*Name=", text, re.MULTILINE):
         raise ParseError(f"not a topology, but {split_lines(text).looks_like()}")
@@ -103,8 +91,8 @@ def _group(record: Mapping[str, str], head: str) -> Group:
     return Group(
         name=record[head],
         level=_count(record.get("Level")),
-        nodes=json_text(record.get("Nodes")),
-        below=json_text(record.get("Switches")),
+        nodes=read_text(record.get("Nodes")),
+        below=read_text(record.get("Switches")),
     )
 
 

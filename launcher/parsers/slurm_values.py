@@ -1,7 +1,6 @@
-"""Slurm's small languages: GRES and TRES, times, memory, states.
+"""Slurm's small languages: words, GRES and TRES, times, states.
 
-What cannot be read is None; ``math.inf`` is "no limit". Sizes are bytes: Slurm's K, M, G and T are
-binary, and a bare number is MiB (slurm.conf(5), RealMemory).
+What cannot be read is None; ``math.inf`` is "no limit".
 """
 
 from __future__ import annotations
@@ -10,39 +9,44 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from launcher.parsers.text import read_ranges
+from launcher.parsers.text import split_lines
 
 __all__ = [
     "Gres",
-    "Memory",
+    "JobRows",
     "NodeStates",
     "Tres",
     "gpus_in",
     "read_count",
     "read_expected_start",
     "read_gres",
+    "read_job_rows",
     "read_job_state",
-    "read_memory",
+    "read_names",
     "read_node_states",
+    "read_text",
     "read_time",
     "read_tres",
+    "read_words",
 ]
 
-NOTHING = frozenset({"", "(null)", "N/A", "n/a", "None", "none", "NONE", "Unknown", "NOT_SET"})
+JobRows: TypeAlias = tuple[tuple[str, str], ...]
+_NOTHING = frozenset({"", "(null)", "N/A", "n/a", "None", "none", "NONE", "Unknown", "NOT_SET"})
 _BOUNDLESS = {"UNLIMITED", "INFINITE"}
 _CLOCK = re.compile(
     r"(?:(?P<d>[0-9]{1,9})-)?(?P<a>[0-9]{1,9})"
     r"(?::(?P<b>[0-9]{1,2}))?(?::(?P<c>[0-9]{1,2}))?(?:\.[0-9]{1,6})?"
 )
-_MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMGTPE]?)B?([nc]?)", re.IGNORECASE)
 _COUNT = re.compile(r"([0-9]{1,15})([KMGTP]?)")
-_IN_BRACKETS = re.compile(r"\((S|IDX|CPU_IDX):([^()]*)\)")
 # slurm, src/api/allocate.c, slurm_job_will_run. Dates that are none are left to who reads them.
 _EXPECTED_START = re.compile(
     r"\bJob [0-9]{1,10} to start at"
     r" ((?:20|21)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9])(?![0-9])"
 )
+# Jobs, tasks of arrays (together while they wait), parts of heterogeneous jobs: squeue(1), %i.
+_JOB_ROW = re.compile(r"\s*([0-9]+(?:_[^\s|]+|\+[0-9]+)?)\s*(?:\|(.*))?")
 _MIG = re.compile(r"(?:^|[^a-z0-9])(?:[0-9]g[._-]?[0-9]+gb|mig)(?![a-z])", re.IGNORECASE)
 
 
@@ -54,15 +58,11 @@ class Gres:
     ----------
     kind, type
         ``gpu`` and, if it is typed, such as ``nvidia_h100_80gb_hbm3``.
-    sockets, index
-        Sockets that it is near to (``(S:0-1)``); devices in use (``(IDX:0-3,5)``).
     """
 
     kind: str
     type: str | None
     count: int
-    sockets: frozenset[int] | None = None
-    index: frozenset[int] | None = None
 
     @property
     def mig(self) -> bool:
@@ -84,20 +84,26 @@ class Tres:
         All of them as they stand.
     """
 
-    cpus: int | None
     nodes: int | None
-    memory_bytes: float | None
     gpus: int | None
     gpu_types: Mapping[str, int]
     entries: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """An amount of memory, and whether it is for a ``node`` or a ``cpu``, if that was said."""
+def read_text(text: str | None) -> str | None:
+    """A text that says something."""
+    return None if text in _NOTHING else text
 
-    bytes: float
-    per: str | None = None
+
+def read_words(text: str | None) -> tuple[str, ...]:
+    """Words between commas that say something."""
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip() not in _NOTHING)
+
+
+def read_names(text: str | None) -> tuple[str, ...] | None:
+    """As `read_words`, where nothing, and ``ALL``, means that there is no restriction."""
+    found = read_words(text)
+    return None if not found or "ALL" in (word.upper() for word in found) else found
 
 
 def read_expected_start(text: str) -> str | None:
@@ -116,7 +122,7 @@ def read_gres(text: str) -> tuple[Gres, ...]:
     >>> read_gres("gpu:h100:8(S:0-1)")[0].count
     8
     """
-    if text.strip() in NOTHING:
+    if text.strip() in _NOTHING:
         return ()
     return tuple(found for part in _outside(text) if (found := _one_gres(part.strip())))
 
@@ -127,7 +133,6 @@ def gpus_in(gres: Iterable[Gres]) -> int:
 
 
 def _one_gres(text: str) -> Gres | None:
-    marks = dict(_IN_BRACKETS.findall(text))
     words = re.sub(r"\(.*", "", text).removeprefix("gres/").removeprefix("gres:")
     kind, *rest = re.split(r"[:=]", words)
     rest = [word for word in rest if word != "no_consume"]
@@ -136,14 +141,7 @@ def _one_gres(text: str) -> Gres | None:
     types = rest[:-1] if last else rest
     if not re.fullmatch(r"\w[\w.-]*", kind) or len(types) > 1 or not all(types):
         return None
-    index = marks.get("IDX")
-    return Gres(
-        kind,
-        types[0] if types else None,
-        count,
-        sockets=read_ranges(marks["S"]) if "S" in marks else None,
-        index=None if index is None else read_ranges(index) or frozenset(),
-    )
+    return Gres(kind, types[0] if types else None, count)
 
 
 def _outside(text: str) -> Iterator[str]:
@@ -152,39 +150,27 @@ def _outside(text: str) -> Iterator[str]:
 
 
 def read_tres(text: str) -> Tres:
-    """Read ``billing=9,cpu=9,gres/gpu:h100=1,gres/gpu=1,mem=60G,node=1``: that is one GPU.
-
-    The last entry of a value that a table cut (``…,mem=18+``) is left out.
-    """
-    if text.strip() in NOTHING:
-        return tres_of({})
-    pairs = [part.strip().partition("=") for part in text.split(",")]
-    whole = pairs[:-1] if text.rstrip().endswith("+") else pairs
-    return tres_of({key: value for key, equals, value in whole if equals and key})
-
-
-def tres_of(entries: Mapping[str, str]) -> Tres:
-    """What the entries come to; GPUs with a type count in ``gres/gpu`` already."""
+    """Read ``billing=9,cpu=9,gres/gpu:h100=1,gres/gpu=1,mem=60G,node=1``: that is one GPU."""
+    pairs = (part.strip().partition("=") for part in text.split(","))
+    entries = {key: value for key, equals, value in pairs if equals and key}
     types = {
         key.removeprefix("gres/gpu:"): count
         for key, value in entries.items()
         if key.startswith("gres/gpu:") and (count := read_count(value)) is not None
     }
-    memory = read_memory(entries.get("mem", ""))
     plain = read_count(entries.get("gres/gpu"))
     return Tres(
-        cpus=read_count(entries.get("cpu")),
         nodes=read_count(entries.get("node")),
-        memory_bytes=memory.bytes if memory else None,
+        # Those with a type count in gres/gpu already.
         gpus=plain if plain is not None else sum(types.values()) if types else None,
         gpu_types=types,
-        entries=dict(entries),
+        entries=entries,
     )
 
 
 def read_count(text: str | None) -> int | None:
-    """A whole number; of ``512000+`` and ``2-4``, which are ranges, the least."""
-    match = re.fullmatch(r"([0-9]{1,15})(?:\+|-[0-9]{1,15})?", (text or "").strip())
+    """A whole number; of ``512000+``, which stands for several, the least."""
+    match = re.fullmatch(r"([0-9]{1,15})\+?", (text or "").strip())
     return int(match[1]) if match else None
 
 
@@ -207,19 +193,6 @@ def read_time(text: str) -> float | None:
         return numbers[0] * 60
     hours, minutes, seconds = (0, *numbers)[-3:]
     return hours * 3600 + minutes * 60 + seconds
-
-
-def read_memory(text: str) -> Memory | None:
-    """``512000M``, ``1.5T``, ``4000Mn`` (a node), ``2Gc`` (a CPU); a bare number is MiB."""
-    word = text.strip()
-    if word.upper() in _BOUNDLESS:
-        return Memory(math.inf)
-    match = _MEMORY.fullmatch(word)
-    if match is None:
-        return None
-    unit = " KMGTPE".index((match[2] or "M").upper())
-    per = {"n": "node", "c": "cpu"}.get(match[3].lower())
-    return Memory(round(float(match[1]) * 1024**unit), per)
 
 
 # Marks behind a state, by sinfo(1), "NODE STATE CODES".
@@ -284,17 +257,28 @@ class NodeStates:
         return self.base in {"IDLE", "ALLOCATED", "MIXED"} and not self.flags & _UNUSABLE
 
 
-def read_node_states(*texts: str) -> NodeStates:
-    """Read ``MIXED+PLANNED``, ``DOWN*+CLOUD``, ``idle~``, ``drng``, or the words of a JSON list."""
+def read_node_states(text: str) -> NodeStates:
+    """Read ``MIXED+PLANNED``, ``DOWN*+CLOUD``, ``idle~`` or ``drng``."""
     words: set[str] = set()
-    for text in texts:
-        for part in text.upper().replace(",", "+").split("+"):
-            name = part.strip().rstrip("".join(_MARKS))
-            words.update(_MARKS[mark] for mark in part.strip()[len(name) :])
-            words.update(_STATES.get(name, (name,)) if name else ())
+    for part in text.upper().split("+"):
+        name = part.strip().rstrip("".join(_MARKS))
+        words.update(_MARKS[mark] for mark in part.strip()[len(name) :])
+        words.update(_STATES.get(name, (name,)) if name else ())
     instead = "IDLE" if words & _INSTEAD else None
     base = next((state for state in _BASES if state in words), instead)
     return NodeStates(base, frozenset(words - set(_BASES)))
+
+
+def read_job_rows(text: str) -> JobRows:
+    r"""Ids and what is behind them in ``squeue -h -o '%i|%T'`` or ``sacct -X -n -P``.
+
+    Lines that name no job, such as those of a wrapper or of a step, are left out.
+
+    >>> read_job_rows("12|RUNNING\n13_[0-3%2]|PENDING\n14+0|CANCELLED by 1000\n")
+    (('12', 'RUNNING'), ('13_[0-3%2]', 'PENDING'), ('14+0', 'CANCELLED by 1000'))
+    """
+    rows = map(_JOB_ROW.fullmatch, split_lines(text).lines)
+    return tuple((row[1], (row[2] or "").strip()) for row in rows if row)
 
 
 def read_job_state(text: str) -> str:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import Problem, SchedulerError
-from launcher.parsers.slurm_values import read_expected_start, read_job_state
+from launcher.parsers.slurm_values import (
+    JobRows,
+    read_expected_start,
+    read_job_rows,
+    read_job_state,
+)
 from launcher.schedulers.base import JobRef, JobState, clean_environment
 
 __all__ = ["REASONS", "STATES", "SlurmScheduler"]
@@ -97,20 +103,19 @@ class SlurmScheduler:
         """By squeue, then by sacct: without accounting what squeue has forgotten is not found."""
         # %F is the id of the whole array.
         asked = ("--noheader", "--all", "--states=all", "--format=%F")
-        found = self._run("squeue", *asked, f"--name={name}").split()
-        if not found:
-            found = [job for job, _ in self._accounted(f"--name={name}", "--starttime=now-7days")]
-        return JobRef(id=found[0].partition("_")[0]) if found else None
+        found = self._told("squeue", *asked, f"--name={name}")
+        found = found or self._accounted(f"--name={name}", "--starttime=now-7days")
+        return JobRef(id=_whole(found[0][0])) if found else None
 
     def reasons(self, jobs: Sequence[JobRef]) -> Mapping[str, str]:
         """As `squeue` gives it, in words; the reason of an array is that of its first task."""
         if not jobs:
             return {}
         asked = ("--noheader", "--all", "--states=PENDING", "--format=%i|%r", "--me")
-        rows = [line.partition("|") for line in self._run("squeue", *asked).splitlines()]
+        rows = self._told("squeue", *asked)
         found: dict[str, str] = {}
         for job in jobs:
-            reason = next((reason for id_, _, reason in rows if _names(job.id, id_)), None)
+            reason = next((reason for id_, reason in rows if _names(job.id, id_)), None)
             if reason is not None:
                 # Some are followed by what they are about: "ReqNodeNotAvail, Unavailable…".
                 found[job.id] = REASONS.get(reason.partition(",")[0], reason)
@@ -138,8 +143,8 @@ class SlurmScheduler:
         """
         over = {job.id for job in jobs if job.process is not None and job.process.gone()}
         ids = [job.id for job in jobs if job.id not in over]
-        rows = list(self._rows(ids))
-        found = {id_: _liveliest([s for job, s in rows if _names(id_, job)]) for id_ in ids}
+        rows = self._rows(ids)
+        found = {id_: _liveliest([word for job, word in rows if _names(id_, job)]) for id_ in ids}
         return found | dict.fromkeys(over, JobState.ENDED)
 
     def cancel(self, jobs: Sequence[JobRef]) -> None:
@@ -153,39 +158,31 @@ class SlurmScheduler:
             if "Invalid job id" not in exc.problems[0].message:  # that is one which is over
                 raise
 
-    def _rows(self, ids: Sequence[str]) -> Iterator[tuple[str, JobState]]:
+    def _rows(self, ids: Sequence[str]) -> JobRows:
         """Squeue first: it needs no accounting, which can be half a minute behind besides.
 
         Jobs that are over it knows for ``MinJobAge``, five minutes by default (slurm.conf(5)).
         """
         if not ids:
-            return
+            return ()
         # --array: one line for each task, also for those that wait together.
         asked = ("--noheader", "--all", "--array", "--states=all", "--format=%i|%T", "--me")
-        queue = _pairs(self._run("squeue", *asked))
-        known = [(job, state) for job, state in queue if any(_names(id_, job) for id_ in ids)]
-        yield from known
-        missing = [id_ for id_ in ids if not any(_names(id_, job) for job, _ in known)]
-        if missing:
-            yield from self._ended(missing)
+        rows = self._told("squeue", *asked)
+        missing = [id_ for id_ in ids if not any(_names(id_, job) for job, _ in rows)]
+        return (*rows, *self._accounted("--jobs", ",".join(missing))) if missing else rows
 
-    def _ended(self, ids: Sequence[str]) -> Iterator[tuple[str, JobState]]:
-        known = self._accounted("--jobs", ",".join(ids))
-        yield from known
-        # What squeue has forgotten and no accounting knows is over.
-        for id_ in ids:
-            if not any(_names(id_, job) for job, _ in known):
-                yield id_, JobState.ENDED
-
-    def _accounted(self, *selection: str) -> list[tuple[str, JobState]]:
+    def _accounted(self, *selection: str) -> JobRows:
         """What sacct knows; nothing where there is no accounting."""
         columns = ("-X", "--noheader", "-P", "--format=JobID,State")
         try:
-            return list(_pairs(self._run("sacct", *columns, *selection)))
+            return self._told("sacct", *columns, *selection)
         except SchedulerError as exc:
             if exc.transient or exc.problems[0].code == "slurm.absent":
                 raise
-            return []
+            return ()
+
+    def _told(self, *argv: str) -> JobRows:
+        return read_job_rows(self._run(*argv))
 
     def _run(self, *argv: str) -> str:
         return self._call(*argv, most_s=self._timeout_s).stdout
@@ -216,20 +213,20 @@ class SlurmScheduler:
         return done
 
 
+def _whole(job: str) -> str:
+    """The array or the heterogeneous job of ``12_3`` or ``12+1``, as squeue(1) has them."""
+    return re.split(r"[_+]", job, maxsplit=1)[0]
+
+
 def _names(id_: str, job: str) -> bool:
-    """Whether ``job``, as Slurm prints it, is ``id_`` or a task of that array."""
-    return job == id_ or job.partition("_")[0] == id_
+    """Whether ``job``, as Slurm prints it, is ``id_`` or a part of it."""
+    return id_ in (job, _whole(job))
 
 
-def _pairs(text: str) -> Iterator[tuple[str, JobState]]:
-    for line in filter(None, text.splitlines()):
-        job, _, state = line.partition("|")
-        yield job, STATES.get(read_job_state(state), JobState.LOST)
-
-
-def _liveliest(states: Sequence[JobState]) -> JobState:
-    order = list(JobState)
+def _liveliest(words: Sequence[str]) -> JobState:
+    """What squeue has forgotten and no accounting knows is over."""
+    states = [STATES.get(read_job_state(word), JobState.LOST) for word in words]
     for wanted in (JobState.RUNNING, JobState.QUEUED, JobState.LOST):
         if wanted in states:
             return wanted
-    return max(states, key=order.index) if states else JobState.LOST
+    return max(states, key=list(JobState).index, default=JobState.ENDED)

@@ -24,14 +24,14 @@ class RealWorld(World):
         self.jobs: list[JobRef] = []
         self._folders: dict[str, Path] = {}
 
-    def script(self, *, tasks: int = 1) -> Path:
+    def script(self, **shape: int) -> Path:
         folder = self._folder / str(len(self.jobs))
         folder.mkdir()
-        return held_script(folder, tasks=tasks)
+        return held_script(folder, **shape)
 
-    def submit(self, *, tasks: int = 1) -> tuple[JobRef, str]:
+    def submit(self, **shape: int) -> tuple[JobRef, str]:
         folder = self._folder / str(len(self.jobs))
-        job, name = super().submit(tasks=tasks)
+        job, name = super().submit(**shape)
         self.jobs.append(job)
         self._folders[job.id] = folder
         return job, name

@@ -54,8 +54,10 @@ def sbatch(words: list[str]) -> None:
         die("sbatch: error: This does not look like a batch script.")
     tasks = re.search(r"^#SBATCH --array=0-(\d+)", text, re.MULTILINE)
     with jobs() as known:
-        number = 1000 + len({job.partition("_")[0] for job in known})
-        known[f"{number}_[0-{tasks[1]}]" if tasks else str(number)] = "PENDING"
+        number = 1000 + len({whole(job) for job in known})
+        parts = [f"{number}+{n}" for n in range(text.count("#SBATCH hetjob") + 1)]
+        ids = parts if len(parts) > 1 else [f"{number}_[0-{tasks[1]}]" if tasks else str(number)]
+        known.update(dict.fromkeys(ids, "PENDING"))
         (HOME / f"name.{number}").write_text(words[0].partition("=")[2])
         if "#SBATCH --hold" in text:
             (HOME / f"reason.{number}").write_text("JobHeldUser")
@@ -82,7 +84,7 @@ def squeue(words: list[str]) -> None:
         die(f"squeue: error: the fake does not know {words}")
     for job, state in apart(chosen(words)) if "--array" in words else chosen(words):
         if "--states=all" in words or state == "PENDING":
-            base = job.partition("_")[0]
+            base = whole(job)
             print(shown[plain].format(id=job, state=state, base=base, reason=reason_of(base)))
 
 
@@ -91,7 +93,7 @@ def sacct(words: list[str]) -> None:
         die(f"sacct: error: the fake does not know {words}")
     asked = words[5].split(",") if words[4] == "--jobs" else None
     for job, state in chosen(words):
-        if asked is None or job in asked or job.partition("_")[0] in asked:
+        if asked is None or {job, whole(job)} & {*asked}:
             print(f"{job}|{state}")
 
 
@@ -111,8 +113,12 @@ def apart(found: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
             yield job, state
 
 
+def whole(job: str) -> str:
+    return re.split("[_+]", job)[0]
+
+
 def name_of(job: str) -> str | None:
-    path = HOME / f"name.{job.partition('_')[0]}"
+    path = HOME / f"name.{whole(job)}"
     return path.read_text() if path.exists() else None
 
 
@@ -127,7 +133,7 @@ def scancel(words: list[str]) -> None:
     # Of a job that is over, or that never was, 22.05 says nothing; others may, see test_slurm.
     with jobs() as known:
         for word in words:
-            for job in [job for job in known if word in (job, job.partition("_")[0])]:
+            for job in [job for job in known if word in (job, whole(job))]:
                 if known[job].startswith(QUEUED):
                     known[job] = f"CANCELLED by {os.getuid()}"
 

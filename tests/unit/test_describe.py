@@ -354,15 +354,21 @@ def test_a_cluster_that_tells_nothing_has_a_file_all_the_same() -> None:
 
 def test_real_captures_are_described() -> None:
     login = {
-        "scontrol-node.txt": capture("nodes_json_v0040_talapas_23.11.json"),
-        "scontrol-partition.txt": capture("partitions_json_v0040_talapas_23.11.json"),
+        "scontrol-node.txt": capture("scontrol_show_node_gpu_20.11_mila.txt"),
+        "scontrol-partition.txt": "PartitionName=main\n   State=UP\n",
     }
     _, site = found(Captured(login))
-    shapes = {
-        (p.gpus.model, p.gpus.per_node, p.gpus.memory) for p in site.partitions.values() if p.gpus
-    }
-    assert ("h100", 8, 80 * 10**9) in shapes
-    assert ("a100", 3, 80 * 10**9) in shapes
+    gpus = {key: (p.gpus.model, p.gpus.per_node) for key, p in site.partitions.items() if p.gpus}
+    assert gpus == {"main-rtx8000": ("rtx8000", 8), "main-v100": ("v100", 8)}
+
+
+def test_captures_in_another_form_are_told_and_sinfo_stands_in() -> None:
+    json = '{"nodes": [{"name": "n1", "gres": "gpu:h100:4"}]}\n'
+    login = {**of_set("tamia").login, "scontrol-node.txt": json, "sacctmgr-qos.txt": "refused\n"}
+    described, site = found(Captured(login))
+    assert set(site.partitions) == {"gpubase_bynode_b1-h100", "gpubase_bynode_b1-h200"}
+    unread = [note for note in described.notes if "was not read" in note]
+    assert [note.partition(" ")[0] for note in unread] == ["scontrol-node.txt", "sacctmgr-qos.txt"]
 
 
 @pytest.mark.parametrize(

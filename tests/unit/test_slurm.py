@@ -90,6 +90,14 @@ def test_one_task_of_an_array_is_asked_for_by_its_own_name(slurm: FakeSlurm) -> 
     assert state("7_1") is JobState.RUNNING
 
 
+def test_an_allocation_of_several_parts_lives_as_long_as_one_of_them(slurm: FakeSlurm) -> None:
+    """squeue(1): ``12+1`` is a part of the heterogeneous job 12."""
+    slurm.set(**{"j12+0": "COMPLETED", "j12+1": "RUNNING", "j1": "FAILED"})
+    assert state("12") is JobState.RUNNING
+    slurm.set(**{"j12+1": "CANCELLED by 1000"})
+    assert state("12") is JobState.FAILED
+
+
 def test_ids_that_begin_alike_are_different_jobs(slurm: FakeSlurm) -> None:
     slurm.set(j70="RUNNING", j7="COMPLETED")
     assert state("7") is JobState.DONE
@@ -141,6 +149,21 @@ def test_a_busy_controller_is_transient(slurm: FakeSlurm, script: Path, text: st
         SlurmScheduler().submit(script, "t.1")
     assert caught.value.transient
     assert [p.code for p in caught.value.problems] == ["slurm.refused"]
+
+
+def test_what_a_wrapper_of_squeue_says_besides_is_no_job(slurm: FakeSlurm) -> None:
+    said = "You have 3 jobs\nUse --me | less\n1007\n"
+    slurm.fail("squeue", stdout=said)
+    assert SlurmScheduler().find("t.1") == JobRef(id="1007")
+    slurm.fail("squeue", stdout=said.replace("1007", "1007|RUNNING"))
+    assert state("1007") is JobState.RUNNING
+    slurm.fail("squeue", stdout=said.replace("1007", "1007|Dependency"))
+    assert SlurmScheduler().reasons([JobRef(id="1007")]) == {"1007": REASONS["Dependency"]}
+
+
+def test_a_state_that_was_cut_off_is_no_end(slurm: FakeSlurm) -> None:
+    slurm.fail("squeue", stdout="7|COMPLETE")
+    assert state("7") is JobState.LOST
 
 
 def test_a_controller_that_cannot_be_asked_is_no_answer(slurm: FakeSlurm) -> None:

@@ -18,8 +18,8 @@ class FakeWorld(World):
         self._slurm = slurm
         self._folder = folder
 
-    def script(self, *, tasks: int = 1) -> Path:
-        return held_script(self._folder, tasks=tasks)
+    def script(self, **shape: int) -> Path:
+        return held_script(self._folder, **shape)
 
     def start(self, job: JobRef, *, task: int | None = None) -> None:
         if task is None:

@@ -10,43 +10,40 @@ from hypothesis import strategies as st
 
 from launcher.parsers.slurm_values import (
     Gres,
-    Memory,
     gpus_in,
     read_count,
     read_gres,
+    read_job_rows,
     read_job_state,
-    read_memory,
+    read_names,
     read_node_states,
+    read_text,
     read_time,
     read_tres,
+    read_words,
 )
 from launcher.parsers.text import natural, read_ranges, split_lines, write_ranges
-
-BOTH = frozenset({0, 1})
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("gpu:nvidia_h100_80gb_hbm3:8(S:0-1)", [Gres("gpu", "nvidia_h100_80gb_hbm3", 8, BOTH)]),
+        ("gpu:nvidia_h100_80gb_hbm3:8(S:0-1)", [Gres("gpu", "nvidia_h100_80gb_hbm3", 8)]),
         ("gpu:a100_3g.20gb:2", [Gres("gpu", "a100_3g.20gb", 2)]),
-        ("gpu:1g.10gb:21(S:1)", [Gres("gpu", "1g.10gb", 21, frozenset({1}))]),
-        ("gpu:8(S:0-1)", [Gres("gpu", None, 8, BOTH)]),
+        ("gpu:1g.10gb:21(S:1)", [Gres("gpu", "1g.10gb", 21)]),
+        ("gpu:8(S:0-1)", [Gres("gpu", None, 8)]),
         ("gpu:h100", [Gres("gpu", "h100", 1)]),
         ("gpu", [Gres("gpu", None, 1)]),
         ("gpu:not-an-existing-gpu:8", [Gres("gpu", "not-an-existing-gpu", 8)]),
-        (
-            "gpu:1g.10gb:9(IDX:0-3,5-9)",
-            [Gres("gpu", "1g.10gb", 9, None, frozenset({0, 1, 2, 3, 5, 6, 7, 8, 9}))],
-        ),
-        ("gpu:h100:0(IDX:N/A)", [Gres("gpu", "h100", 0, None, frozenset())]),
+        ("gpu:1g.10gb:9(IDX:0-3,5-9)", [Gres("gpu", "1g.10gb", 9)]),
+        ("gpu:h100:0(IDX:N/A)", [Gres("gpu", "h100", 0)]),
         ("gpu:0,tpu:0", [Gres("gpu", None, 0), Gres("tpu", None, 0)]),
         (
             "gpu:a100:2(S:0),gpu:v100:1(S:1),shard:a100:8(S:0)",
             [
-                Gres("gpu", "a100", 2, frozenset({0})),
-                Gres("gpu", "v100", 1, frozenset({1})),
-                Gres("shard", "a100", 8, frozenset({0})),
+                Gres("gpu", "a100", 2),
+                Gres("gpu", "v100", 1),
+                Gres("shard", "a100", 8),
             ],
         ),
         ("gres:gpu:2", [Gres("gpu", None, 2)]),
@@ -95,17 +92,10 @@ def test_gpus_count_once_if_they_are_named_twice(
     assert (found.gpus, dict(found.gpu_types)) == (gpus, types)
 
 
-def test_cpus_nodes_and_memory_are_read_with_binary_units() -> None:
+def test_nodes_are_counted_and_all_entries_kept() -> None:
     found = read_tres("cpu=48,mem=62.50G,node=1,billing=1")
-    assert (found.cpus, found.nodes, found.memory_bytes) == (48, 1, 62.5 * 1024**3)
-    assert found.entries["billing"] == "1"
-
-
-def test_what_a_table_has_cut_off_is_not_read() -> None:
-    assert dict(read_tres("billing=48,cpu=48,gres/gpu=1+").entries) == {
-        "billing": "48",
-        "cpu": "48",
-    }
+    assert found.nodes == 1
+    assert found.entries == {"cpu": "48", "mem": "62.50G", "node": "1", "billing": "1"}
 
 
 @pytest.mark.parametrize(
@@ -141,54 +131,76 @@ def test_days_and_clock_come_out_as_they_went_in(d: int, h: int, m: int, s: int)
     assert read_time(f"{d}-{h:02}:{m:02}:{s:02}") == ((d * 24 + h) * 60 + m) * 60 + s
 
 
+@pytest.mark.parametrize("text", [None, "", "(null)", "N/A", "None", "Unknown"])
+def test_words_that_say_nothing_are_nothing(text: str | None) -> None:
+    assert (read_text(text), read_words(text), read_names(text)) == (None, (), None)
+
+
 @pytest.mark.parametrize(
-    ("text", "memory"),
+    ("text", "words", "names"),
     [
-        ("512000M", Memory(512000 * 1024**2)),
-        ("512000", Memory(512000 * 1024**2)),
-        ("1.5T", Memory(1.5 * 1024**4)),
-        ("4000Mn", Memory(4000 * 1024**2, "node")),
-        ("2Gc", Memory(2 * 1024**3, "cpu")),
-        ("1257496K", Memory(1257496 * 1024)),
-        ("UNLIMITED", Memory(math.inf)),
-        ("0", Memory(0)),
-        ("N/A", None),
-        ("", None),
-        ("12X", None),
+        ("a", ("a",), ("a",)),
+        ("a, b,,(null)", ("a", "b"), ("a", "b")),
+        ("ALL", ("ALL",), None),
+        ("a,all", ("a", "all"), None),
     ],
 )
-def test_memory_is_bytes_of_a_node_or_a_cpu(text: str, memory: Memory | None) -> None:
-    assert read_memory(text) == memory
+def test_words_are_apart_by_commas_and_all_is_no_restriction(
+    text: str, words: tuple[str, ...], names: tuple[str, ...] | None
+) -> None:
+    assert (read_text(text), read_words(text), read_names(text)) == (text, words, names)
 
 
 @pytest.mark.parametrize(
-    ("texts", "base", "flags", "usable"),
+    ("text", "base", "flags", "usable"),
     [
-        (["MIXED+PLANNED"], "MIXED", {"PLANNED"}, True),
-        (["MIXED+DYNAMIC_NORM"], "MIXED", {"DYNAMIC_NORM"}, True),
-        (["DOWN*+CLOUD"], "DOWN", {"NOT_RESPONDING", "CLOUD"}, False),
-        (["idle~"], "IDLE", {"POWERED_DOWN"}, True),
-        (["mix-"], "MIXED", {"PLANNED"}, True),
-        (["alloc#"], "ALLOCATED", {"POWERING_UP"}, True),
-        (["drng@"], "ALLOCATED", {"DRAIN", "REBOOT_REQUESTED"}, False),
-        (["drained"], "IDLE", {"DRAIN"}, False),
-        (["maint"], None, {"MAINTENANCE"}, False),
-        (["IDLE", "DRAIN"], "IDLE", {"DRAIN"}, False),
-        (["down", "NOT_RESPONDING"], "DOWN", {"NOT_RESPONDING"}, False),
-        (["IDLE*"], "IDLE", {"NOT_RESPONDING"}, False),
-        (["completing"], None, {"COMPLETING"}, False),
-        (["plnd"], "IDLE", {"PLANNED"}, True),
-        (["planned*"], "IDLE", {"PLANNED", "NOT_RESPONDING"}, False),
-        (["block"], "IDLE", {"BLOCKED"}, True),
-        (["DOWN", "PLANNED"], "DOWN", {"PLANNED"}, False),
-        ([""], None, set(), False),
+        ("MIXED+PLANNED", "MIXED", {"PLANNED"}, True),
+        ("MIXED+DYNAMIC_NORM", "MIXED", {"DYNAMIC_NORM"}, True),
+        ("DOWN*+CLOUD", "DOWN", {"NOT_RESPONDING", "CLOUD"}, False),
+        ("idle~", "IDLE", {"POWERED_DOWN"}, True),
+        ("mix-", "MIXED", {"PLANNED"}, True),
+        ("alloc#", "ALLOCATED", {"POWERING_UP"}, True),
+        ("drng@", "ALLOCATED", {"DRAIN", "REBOOT_REQUESTED"}, False),
+        ("drained", "IDLE", {"DRAIN"}, False),
+        ("maint", None, {"MAINTENANCE"}, False),
+        ("IDLE+DRAIN", "IDLE", {"DRAIN"}, False),
+        ("down+NOT_RESPONDING", "DOWN", {"NOT_RESPONDING"}, False),
+        ("IDLE*", "IDLE", {"NOT_RESPONDING"}, False),
+        ("completing", None, {"COMPLETING"}, False),
+        ("plnd", "IDLE", {"PLANNED"}, True),
+        ("planned*", "IDLE", {"PLANNED", "NOT_RESPONDING"}, False),
+        ("block", "IDLE", {"BLOCKED"}, True),
+        ("DOWN+PLANNED", "DOWN", {"PLANNED"}, False),
+        ("", None, set(), False),
     ],
 )
 def test_the_state_of_a_node_is_its_base_and_its_flags(
-    texts: list[str], base: str | None, flags: set[str], usable: object
+    text: str, base: str | None, flags: set[str], usable: object
 ) -> None:
-    found = read_node_states(*texts)
+    found = read_node_states(text)
     assert (found.base, set(found.flags), found.usable) == (base, flags, usable)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("12|RUNNING\n13|FAILED\n", (("12", "RUNNING"), ("13", "FAILED"))),
+        ("12_3|RUNNING\n12_[4-9%2]|PENDING\n", (("12_3", "RUNNING"), ("12_[4-9%2]", "PENDING"))),
+        ("14+0|PENDING\n14+1|PENDING\n", (("14+0", "PENDING"), ("14+1", "PENDING"))),
+        ("7|CANCELLED by 1000\r\n", (("7", "CANCELLED by 1000"),)),
+        (" 7 | FAILED \n", (("7", "FAILED"),)),
+        ("7|a|b\n", (("7", "a|b"),)),
+        ("7\n7_1\n7|\n", (("7", ""), ("7_1", ""), ("7", ""))),
+        ("7|COMPLE", (("7", "COMPLE"),)),
+        ("JOBID|STATE\nWelcome to node 7!\n7.batch|FAILED\n|FAILED\n7-1|FAILED\n", ()),
+        ("CLUSTER: alpha\n\x1b[1m7|FAILED\x1b[0m\n", (("7", "FAILED"),)),
+        ("", ()),
+    ],
+)
+def test_of_each_line_about_a_job_the_id_and_the_rest_are_read(
+    text: str, rows: tuple[tuple[str, str], ...]
+) -> None:
+    assert read_job_rows(text) == rows
 
 
 @pytest.mark.parametrize(
@@ -206,9 +218,9 @@ def test_the_state_of_a_job_is_its_base_word(text: str, state: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("64", 64), ("512000+", 512000), ("2-4", 2), ("N/A", None), (None, None)]
+    ("text", "count"), [("64", 64), ("512000+", 512000), ("2-4", None), ("N/A", None), (None, None)]
 )
-def test_of_a_range_the_least_counts(text: str | None, count: int | None) -> None:
+def test_of_several_numbers_the_least_counts(text: str | None, count: int | None) -> None:
     assert read_count(text) == count
 
 

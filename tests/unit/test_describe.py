@@ -367,7 +367,7 @@ def test_an_empty_output_is_told_from_one_that_was_not_taken() -> None:
 
 def test_of_a_node_that_holds_too() -> None:
     whole = of_set("tamia")
-    node = whole.nodes[0] | {"nvidia-smi.csv": "", "ibstat.txt": ""}
+    node = {**whole.nodes[0], "nvidia-smi.csv": "", "ibstat.txt": ""}
     described, _ = found(Captured(whole.login, (node,)))
     assert "nvidia-smi.csv is empty: its command printed nothing, or failed, on tg10102" in (
         described.notes

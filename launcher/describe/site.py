@@ -112,7 +112,7 @@ def _absent(facts: Facts, login: Mapping[str, str]) -> None:
     """Say which outputs are not there, and which are empty; what is on PATH is told by few."""
     asked = {name: words for name, words in LOGIN.items() if words[0] != "bash"}
     for name, words in asked.items():
-        command = f"`{' '.join(words[:3])}`"
+        command = f"`{' '.join(words[:4])}`"
         if name not in login:
             facts.notes.append(f"{name} was not taken: it has what {command} prints")
         elif not login[name].strip():

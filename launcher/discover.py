@@ -64,7 +64,7 @@ class Probe:
 def ask_login_node(
     environ: Mapping[str, str] = os.environ, *, timeout_s: float = _ANSWER_S
 ) -> Captured:
-    """Run all commands of a login node, at the same time; what fails has no output.
+    """Run all commands of a login node, at the same time; the output of what fails is empty.
 
     Raises
     ------
@@ -74,8 +74,8 @@ def ask_login_node(
     clean = clean_environment(environ) | {"LC_ALL": "C"}
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda words: _answer(words, clean, timeout_s), LOGIN.values())
-        found = {name: text for name, text in zip(LOGIN, answers, strict=True) if text}
-    if not any(name.startswith(("scontrol", "sinfo")) for name in found):
+        found = dict(zip(LOGIN, answers, strict=True))
+    if not any(text for name, text in found.items() if name.startswith(("scontrol", "sinfo"))):
         hint = "run it on a login node of the cluster, or on its recorded outputs with --from DIR"
         message = "neither `scontrol` nor `sinfo` tells of a cluster here"
         raise PlanError(Problem("site.no-slurm", message, hint=hint))
@@ -102,7 +102,7 @@ def _answer(words: Sequence[str], environ: Mapping[str, str], timeout_s: float) 
 
 
 def save(found: Captured, folder: Path) -> None:
-    """Record the outputs of the login node in ``folder``, and no older ones.
+    """Record the outputs of the login node in ``folder``, empty ones too, over older ones.
 
     Raises
     ------
@@ -111,11 +111,8 @@ def save(found: Captured, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in LOGIN:
-            if name in found.login:
-                (folder / name).write_text(found.login[name], encoding="utf-8")
-            else:
-                (folder / name).unlink(missing_ok=True)
+        for name, text in found.login.items():
+            (folder / name).write_text(text, encoding="utf-8")
     except OSError as exc:
         raise _unwritable(exc, folder) from exc
 

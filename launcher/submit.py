@@ -212,7 +212,8 @@ def retry_errors(
         Only errors of these; when there are none and no ``settings``, those that may come out
         otherwise by themselves.
     settings
-        ``key.path=value`` of the job file, to do it otherwise this time.
+        ``key.path=value`` of the job file, to do it otherwise this time. Cut and step sizes stay
+        unless one is of ``parallelism`` or ``engine``, replicas unless one is of ``replicas``.
 
     Raises
     ------
@@ -228,7 +229,9 @@ def retry_errors(
             hint = f"wait for it, or `hpc-llm resume {run.path}`"
             raise PlanError(Problem("retry.unfinished", message, hint=hint))
         _begin_retry(run, codes, settings)
-        return _start(run, scheduler_for(run.newest_plan().scheduler))
+        plan = run.newest_plan()
+        wanted = plan.layout.replicas if "replicas" in _keys(settings) else None
+        return _start(run, scheduler_for(plan.scheduler), wanted=wanted)
 
 
 def _begin_retry(run: RunDir, codes: Sequence[str], settings: Sequence[str]) -> None:
@@ -242,11 +245,18 @@ def _begin_retry(run: RunDir, codes: Sequence[str], settings: Sequence[str]) -> 
         hint = "name one with --code, or change the job with --set"
         raise PlanError(Problem("retry.nothing", message, hint=hint))
     if settings:
+        if _keys(settings).isdisjoint(("parallelism", "engine")):
+            settings = (*_sizes(run.newest_plan()), *settings)
         # Not the run's identity: that of `submit --limit` is of fewer rows than the job file's.
         if lines := differences(_prepared(run).identity, _prepared(run, *settings).identity):
             raise PlanError(_other_run(run, lines))
         _replan(run, *settings)
     run.create_overlay(sorted(chosen), None if wanted is None else sorted(wanted))
+
+
+def _keys(settings: Sequence[str]) -> set[str]:
+    """What settings are of: the first keys of their paths."""
+    return {setting.partition("=")[0].partition(".")[0] for setting in settings}
 
 
 def _errors(run: RunDir) -> dict[int, set[str]]:

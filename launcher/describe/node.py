@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.describe.captures import read_pairs
+from launcher.describe.captures import ON_NODE, read_pairs
 from launcher.describe.cluster import container_facts
 from launcher.describe.facts import Facts, Place
 from launcher.describe.gpus import GpuName, read_gpu_name
@@ -25,6 +25,8 @@ __all__ = ["node_facts"]
 _LOCAL = {"btrfs", "ext2", "ext3", "ext4", "tmpfs", "xfs", "zfs"}
 _LEAST_LOCKED_KIB = 1 << 20
 _CELLS = 3
+# A node may well have no port, and no command that starts images.
+_NEVER_EMPTY = tuple(name for name in ON_NODE if name not in ("ibstat.txt", "commands.txt"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ def node_facts(facts: Facts, captures: Mapping[str, str], partitions: Mapping[st
     where = f"on {host}"
     _site_facts(facts, told, where)
     container_facts(facts, captures, where)
+    _empty(facts, captures, where)
     gpus = facts.read(captures, "nvidia-smi.csv", _read_gpus)
     for key, nodes in partitions.items():
         kind = nodes.kind
@@ -66,7 +69,15 @@ def node_facts(facts: Facts, captures: Mapping[str, str], partitions: Mapping[st
             why = "which Slurm gives to nobody by itself: which option asks for a whole node?"
             facts.notes.append(f"{key}: {len(gpus.names)} GPUs {where}, {why}")
         elif not gpus and kind.gpus:
-            facts.notes.append(f"{key}: nvidia-smi told of no GPU {where}")
+            taken = "nvidia-smi.csv" in captures
+            why = "nvidia-smi told of no GPU" if taken else "nvidia-smi.csv was not taken"
+            facts.notes.append(f"{key}: {why} {where}")
+
+
+def _empty(facts: Facts, captures: Mapping[str, str], where: str) -> None:
+    for name in _NEVER_EMPTY:
+        if not captures.get(name, "more").strip():
+            facts.notes.append(f"{name} is empty: its command printed nothing, or failed, {where}")
 
 
 def _site_facts(facts: Facts, told: Mapping[str, str], where: str) -> None:

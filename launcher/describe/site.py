@@ -109,7 +109,11 @@ def _told_apart(found: Facts, key: str, nodes: Nodes) -> bool:
 
 
 def _absent(facts: Facts, login: Mapping[str, str]) -> None:
-    """Say which commands told nothing; what is on PATH is told by few of them."""
-    silent = [name for name, words in LOGIN.items() if not login.get(name) and words[0] != "bash"]
-    for name in silent:
-        facts.notes.append(f"`{' '.join(LOGIN[name][:3])}` told nothing")
+    """Say which outputs are not there, and which are empty; what is on PATH is told by few."""
+    asked = {name: words for name, words in LOGIN.items() if words[0] != "bash"}
+    for name, words in asked.items():
+        command = f"`{' '.join(words[:4])}`"
+        if name not in login:
+            facts.notes.append(f"{name} was not taken: it has what {command} prints")
+        elif not login[name].strip():
+            facts.notes.append(f"{name} is empty: {command} printed nothing, or failed")

@@ -188,7 +188,8 @@ def _complaints(job: JobSpec) -> list[Complaint]:
     given = job.engine_options
     if job.engine == "vllm":
         versions = f"vLLM {vllm_options.VERSIONS[0]} to {vllm_options.VERSIONS[-1]}"
-        return vllm_options.complaints(given, vllm_options.known_options(), versions)
+        names = vllm_options.complaints(given, vllm_options.known_options(), versions)
+        return [*names, *vllm_options.wrong_values(given)]
     if job.engine == "tensorrt-llm":
         versions = f"TensorRT-LLM {trtllm_options.VERSIONS[0]} to {trtllm_options.VERSIONS[-1]}"
         return trtllm_options.complaints(given, trtllm_options.known_options(), versions)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import groupby
 
+from launcher.errors import Location
 from launcher.plan import selection
 from launcher.plan.capabilities import ENGINES
 from launcher.plan.directives import cpus_per_task, left_out, slurm_directives
@@ -49,8 +50,8 @@ def check_selection(r: Resolver, partition_name: str, partition: Partition) -> Q
     known = {*partition.qos, *filter(None, [partition.select.qos])}
     if partition.qos and asked.qos is not None and asked.qos not in known:
         _unknown_qos(r, asked.qos, sorted(known), partition_name)
-    if chosen.partition != partition_name:
-        r.from_site("--partition", chosen.partition or "not named", f"partition {partition_name}")
+    if chosen.partition is None:
+        r.from_site("--partition", "not named", f"partition {partition_name}")
     for key, value in list(asdict(chosen).items())[1:]:
         if value is not None and value == getattr(asked, key):
             r.from_job(f"resources.{key}", value)
@@ -264,36 +265,71 @@ def _check_time(r: Resolver, time_s: int, limits: Qos, partition_name: str) -> N
 def decide_directives(
     r: Resolver, layout: Layout, partition_name: str, step: Step, time_s: int
 ) -> None:
-    """Note options that come from the site alone, and those that it or the job keeps out."""
+    """Note each option of sbatch in the script's order, and those that are kept out of it."""
     partition, plan = r.site.partitions[partition_name], (partition_name, layout, step)
-    own = _job_options(r)
-    given = dict(slurm_directives(r.job, r.site, *plan, time_s=time_s))
-    for option in {"--switches", "--segment"}.intersection(given.keys() - own):
-        assert partition.topology is not None  # noqa: S101 - the option comes from it
-        kind, size = partition.topology.type, partition.topology.nodes
-        r.from_site(option, given[option], f"a {kind} with {size} nodes in each part")
-    if "--mem" not in own and (memory := given.get("--mem", "0")) != "0":
-        r.from_site("--mem", memory, "of a whole node, for 0 is rejected there")
+    given = slurm_directives(r.job, r.site, *plan, time_s=time_s)
+    why = _reasons(r, layout, partition_name, step)
+    own = len(r.job.resources.sbatch)  # they come last
+    for option, value in given[: len(given) - own]:
+        r.decide(option, value or "given", why[option])
+    _job_options(r)
     for option in left_out(r.job, r.site, *plan, time_s=time_s):
-        if option not in given:
+        if option not in dict(given):
             r.from_site(option, "left out", "it is rejected there")
     if partition.gpus is not None and partition.gpus.forced_binding:
-        r.from_site("--gpu-bind", "none", "gpus.forced_binding")
+        r.from_site("srun --gpu-bind", "none", "gpus.forced_binding")
         if selection.newer(r.site, "23.11", unknown=False):
-            r.from_site("--gres-flags", "allow-task-sharing", "gpus.forced_binding")
+            r.from_site("srun --gres-flags", "allow-task-sharing", "gpus.forced_binding")
 
 
-def _job_options(r: Resolver) -> set[str]:
-    """The options of ``resources.sbatch``, without values; notes each."""
-    names = set()
+_TASKS: Mapping[str, str] = {
+    "single": "one task for each replica",
+    "per-node": "one task for each node of a replica",
+    "leader": "one task for each rank",
+    "spmd": "one task for each rank",
+}
+
+
+def _reasons(
+    r: Resolver, layout: Layout, partition_name: str, step: Step
+) -> dict[str, Location | str | None]:
+    """Why the plan gives an option of sbatch, by the option."""
+    partition, a, site = r.site.partitions[partition_name], layout.allocation, f"site {r.site.name}"
+    given: dict[str, Location | str | None] = {
+        d.key.replace("resources.", "--", 1): d.source for d in r.decisions
+    }
+    if partition.select.partition is not None:
+        given["--partition"] = f"{site}: partition {partition_name}"
+    if partition.gpus is not None and partition.gpus.request is not None:
+        given[partition.gpus.request.partition("=")[0]] = f"{site}: gpus.request"
+    if near := partition.topology:
+        why = f"{site}: a {near.type} with {near.nodes} nodes in each part"
+        given |= {"--switches": why, "--segment": why}
+    refused = ", for 0 is rejected there" * selection.rejected(r.site, "--mem", "0")
+    restart = f"{site}: scheduler.restart is {r.site.scheduler.restart}"
+    return given | {
+        "--job-name": r.mark("name"),
+        "--nodes": f"replicas in a job: {a.replicas}, ranks in each: {layout.cut.ranks}",
+        "--ntasks-per-node": _TASKS[step.kind],
+        "--cpus-per-task": f"{site}: its share of the CPUs of a node for each rank",
+        "--exclusive": "the job uses whole nodes",
+        "--mem": f"{site}: all of a whole node{refused}",
+        "--array": f"replicas: {layout.replicas}, in a job: {a.replicas}",
+        "--signal": r.mark("limits.warn_before"),
+        "--requeue": restart,
+        "--no-requeue": restart,
+        "--open-mode": "a job that starts again goes on in its log",
+    }
+
+
+def _job_options(r: Resolver) -> None:
+    """Note the options of ``resources.sbatch``."""
     for index, option in enumerate(r.job.resources.sbatch):
         name, _, value = option.partition("=")
-        names.add(name)
         if selection.rejected(r.site, name, value):
             message = f"site {r.site.name} rejects the option {option}"
             r.error("plan.option-rejected", message, "resources", "sbatch", hint="delete it")
         r.decide(name, value or "given", r.job_source.marks.get(f"$.resources.sbatch[{index}]"))
-    return names
 
 
 def site_environment(r: Resolver, layout: Layout, step: Step) -> dict[str, str]:

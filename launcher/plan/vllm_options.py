@@ -1,17 +1,20 @@
 """What ``engine_options`` of the engine vllm may hold: fields of vLLM's own ``AsyncEngineArgs``.
 
-Known here for some versions, so that a wrong name is found before a job waits in a queue; the
-job itself asks the vLLM that it has. ``python -m benchmarks.vllm_options WHEEL…`` prints the
-table at the end anew.
+Known here for some versions, so that a wrong name, or a value of the wrong kind, is found before a
+job waits in a queue; the job itself asks the vLLM that it has. ``python -m benchmarks.vllm_options
+WHEEL…`` prints the table at the end anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import operator
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from launcher.plan.engine_options import Complaint, Names
 
-__all__ = ["OWNED", "VERSIONS", "Complaint", "complaints", "known_options"]
+__all__ = ["OWNED", "VERSIONS", "Complaint", "complaints", "kinds", "known_options", "wrong_values"]
 
 # What the plan decides: given twice, the two could disagree.
 OWNED: Mapping[str, str] = {
@@ -82,7 +85,64 @@ def complaints(given: Collection[str], known: Collection[str], where: str) -> li
 
 def known_options() -> frozenset[str]:
     """What at least one of `VERSIONS` takes."""
-    return frozenset(_OPTIONS.split())
+    return frozenset(word.partition(":")[0] for word in _OPTIONS.split())
+
+
+def kinds() -> dict[str, str]:
+    """What each of `VERSIONS` takes of some options, as in ``int>=1``; of others that is not sure.
+
+    They are fields of pydantic dataclasses (vllm/config), with the bounds that these state.
+    """
+    return dict(word.split(":") for word in _OPTIONS.split() if ":" in word)
+
+
+def wrong_values(given: Mapping[str, Any]) -> list[Complaint]:
+    """The values in ``engine_options`` that no vLLM of `VERSIONS` takes."""
+    known, found = kinds(), []
+    for name, value in given.items():
+        kind = None if name in OWNED or value is None else known.get(name)
+        if kind is not None and not _takes(kind, value):
+            words = _words(kind)
+            message = f"engine option `{name}` is {value!r:.80}, and vLLM takes {words}"
+            found.append(Complaint(name, message, f"write {words}, or remove it"))
+    return found
+
+
+# A bound, and what it is in words.
+_BOUND = re.compile(r"([<>]=?)([-\d.]+)")
+_BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
+    ">=": (operator.ge, "of at least"),
+    ">": (operator.gt, "above"),
+    "<=": (operator.le, "up to"),
+    "<": (operator.lt, "below"),
+}
+_KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text, in quotes if it looks like a number",
+}
+_TRUTHS = ("0", "1", "f", "false", "n", "no", "off", "on", "t", "true", "y", "yes")
+
+
+def _takes(kind: str, value: Any) -> bool:
+    """Whether pydantic takes it where it is not strict (its documentation, "Conversion Table")."""
+    if kind == "str":
+        return isinstance(value, str)
+    if kind == "bool":
+        return value.lower() in _TRUTHS if isinstance(value, str) else value in (0, 1)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    whole = kind.startswith("float") or number.is_integer()
+    return whole and all(_BOUNDS[s][0](number, float(n)) for s, n in _BOUND.findall(kind))
+
+
+def _words(kind: str) -> str:
+    """``a number above 0 and up to 1``."""
+    bounds = " and ".join(f"{_BOUNDS[sign][1]} {n}" for sign, n in _BOUND.findall(kind))
+    return f"{_KINDS[re.split('[<>]', kind)[0]]} {bounds}".rstrip()
 
 
 VERSIONS = (
@@ -91,61 +151,71 @@ VERSIONS = (
     "0.33.0",
 )
 _OPTIONS = """
-additional_config aggregate_engine_logging all2all_backend allow_deprecated_quantization
-allowed_local_media_path allowed_media_domains async_scheduling attention_backend attention_config
-aux_output_config block_size calculate_kv_scales code_revision collect_detailed_traces
-compilation_config config_format convert cp_kv_cache_interleave_size cpu_distributed_timeout_seconds
-cpu_offload_gb cpu_offload_params cudagraph_capture_sizes cudagraph_metrics custom_histogram_buckets
-data_parallel_address data_parallel_backend data_parallel_external_lb data_parallel_hybrid_lb
-data_parallel_multi_port_external_lb data_parallel_rank data_parallel_rpc_port data_parallel_size
-data_parallel_size_local data_parallel_start_rank dbo_decode_token_threshold
-dbo_prefill_token_threshold dcp_comm_backend dcp_kv_cache_interleave_size dcp_q_replicate
-decode_context_parallel_size default_mm_loras device_ids diffusion_config disable_cascade_attn
-disable_chunked_mm_input disable_custom_all_reduce disable_hybrid_kv_cache_manager disable_log_stats
-disable_nccl_for_dp_synchronization disable_sliding_window distributed_executor_backend
-distributed_timeout_seconds download_dir dp_sync_interval dtype ec_manager_config ec_transfer_config
-elastic_ep_max_dp_size enable_batch_sharded_sampling enable_chunked_prefill enable_cumem_allocator
-enable_dbo enable_elastic_ep enable_ep_weight_filter enable_eplb enable_expert_parallel
-enable_fault_tolerance enable_flashinfer_autotune enable_hc_sp enable_layerwise_nvtx_tracing
-enable_log_requests enable_logging_iteration_details enable_lora
-enable_mamba_cache_stochastic_rounding enable_mamba_shared_prefix_checkpoint enable_mfu_metrics
-enable_mixed_moe_lora_format enable_mm_embeds enable_mm_processor_stats enable_moe_shared_loras
-enable_nccl_comm_suspend enable_prefix_caching enable_prompt_embeds enable_return_routed_experts
-enable_shm_tensor_arena enable_sleep_mode enable_tower_connector_lora enable_trace_replay
-enforce_eager engram_config eplb_config expert_placement_strategy fail_on_environ_validation
-fault_tolerance_config fully_sharded_loras gdn_prefill_backend generation_config
-gpu_memory_utilization hf_config_path hf_overrides hf_token ignore_patterns interleave_mm_strings
-io_processor_plugin ir_op_priority jit_monitor_mode jit_monitor_verbose kda_decode_backend
-kda_prefill_backend kernel_config kv_cache_dtype kv_cache_dtype_skip_layers kv_cache_memory_bytes
-kv_cache_metrics kv_cache_metrics_sample kv_events_config kv_offloading_backend kv_offloading_size
-kv_sharing_fast_prefill kv_transfer_config language_model_only limit_mm_per_prompt linear_backend
-load_format log_config_file log_level logging_config logits_processors logprobs_mode
-long_prefill_token_threshold long_prefill_token_threshold_adaptive lora_dtype lora_target_modules
-mamba_backend mamba_block_size mamba_cache_dtype mamba_cache_mode mamba_cache_philox_rounds
-mamba_config mamba_ssm_cache_dtype mamba_ssu_algorithm master_addr master_port max_cpu_loras
-max_cudagraph_capture_size max_logprobs max_long_partial_prefills max_lora_cls_labels max_lora_rank
-max_loras max_model_len max_num_active_seqs max_num_batched_tokens max_num_partial_prefills
-max_num_queued_reqs max_num_queued_tokens max_num_scheduled_tokens max_num_seqs
-max_parallel_loading_workers media_io_kwargs mm_device_do_normalize mm_encoder_attn_backend
-mm_encoder_attn_dtype mm_encoder_fp8_scale_path mm_encoder_fp8_scale_save_margin
-mm_encoder_fp8_scale_save_path mm_encoder_only mm_encoder_tp_mode mm_hasher_algorithm
-mm_ipc_gpu_memory_gb mm_processor_cache_gb mm_processor_cache_type mm_processor_device
-mm_processor_kwargs mm_shm_cache_max_object_size_mb mm_tensor_ipc model model_class_overrides
-model_impl model_loader_extra_config model_weights moe_backend monokernel nnodes node_rank
-num_gpu_blocks_override numa_bind numa_bind_cpus numa_bind_nodes offload_backend offload_group_size
-offload_num_in_group offload_params offload_prefetch_step optimization_level otlp_traces_endpoint
-override_attention_dtype override_generation_config per_request_spec_decode_metrics performance_mode
-pipeline_parallel_size pooler_config prefill_context_parallel_size prefill_schedule_interval
-prefix_cache_retention_interval prefix_caching_hash_algo prefix_match_unit profiler_config
-pt_load_map_location quantization quantization_config ray_workers_use_nsight reasoning_config
-reasoning_parser reasoning_parser_plugin renderer_num_workers replayssm_buffer_len
-return_sampling_mask revision runner safetensors_load_strategy safetensors_prefetch_block_size
-safetensors_prefetch_num_threads scheduler_cls scheduler_reserve_full_isl scheduling_policy seed
-served_model_name show_hidden_metrics_for_version shutdown_timeout skip_mm_profiling
-skip_tokenizer_init sleep_mode_backend sleep_mode_offload_cudagraph sleep_preserve_parameter_names
-sparse_indexer_topk_backend spec_method spec_model spec_tokens specialize_active_lora
-speculative_config stream_interval structured_outputs_config swa_bounded_replay tensor_parallel_size
-tokenizer tokenizer_mode tokenizer_revision tokens_only trust_remote_code ubatch_size
-use_fp64_gumbel use_replayssm use_tqdm_on_load video_pruning_method video_pruning_rate
-watchdog_config watermark watermark_config weight_transfer_config worker_cls worker_extension_cls
+additional_config aggregate_engine_logging all2all_backend allow_deprecated_quantization:bool
+allowed_local_media_path:str allowed_media_domains async_scheduling:bool attention_backend
+attention_config aux_output_config block_size calculate_kv_scales:bool code_revision:str
+collect_detailed_traces compilation_config config_format convert cp_kv_cache_interleave_size
+cpu_distributed_timeout_seconds:int cpu_offload_gb:float>=0 cpu_offload_params
+cudagraph_capture_sizes cudagraph_metrics:bool custom_histogram_buckets data_parallel_address
+data_parallel_backend data_parallel_external_lb data_parallel_hybrid_lb:bool
+data_parallel_multi_port_external_lb data_parallel_rank data_parallel_rpc_port
+data_parallel_size:int data_parallel_size_local data_parallel_start_rank
+dbo_decode_token_threshold:int dbo_prefill_token_threshold:int dcp_comm_backend
+dcp_kv_cache_interleave_size:int dcp_q_replicate:bool decode_context_parallel_size:int
+default_mm_loras device_ids diffusion_config disable_cascade_attn disable_chunked_mm_input:bool
+disable_custom_all_reduce:bool disable_hybrid_kv_cache_manager:bool disable_log_stats
+disable_nccl_for_dp_synchronization:bool disable_sliding_window:bool distributed_executor_backend
+distributed_timeout_seconds:int download_dir:str dp_sync_interval:int>=1 dtype ec_manager_config
+ec_transfer_config elastic_ep_max_dp_size:int>=1 enable_batch_sharded_sampling:bool
+enable_chunked_prefill:bool enable_cumem_allocator:bool enable_dbo:bool enable_elastic_ep:bool
+enable_ep_weight_filter:bool enable_eplb:bool enable_expert_parallel:bool
+enable_fault_tolerance:bool enable_flashinfer_autotune enable_hc_sp:bool
+enable_layerwise_nvtx_tracing:bool enable_log_requests enable_logging_iteration_details:bool
+enable_lora enable_mamba_cache_stochastic_rounding enable_mamba_shared_prefix_checkpoint:bool
+enable_mfu_metrics:bool enable_mixed_moe_lora_format enable_mm_embeds enable_mm_processor_stats:bool
+enable_moe_shared_loras enable_nccl_comm_suspend:bool enable_prefix_caching:bool
+enable_prompt_embeds:bool enable_return_routed_experts enable_shm_tensor_arena:bool
+enable_sleep_mode:bool enable_tower_connector_lora enable_trace_replay:bool enforce_eager:bool
+engram_config eplb_config expert_placement_strategy fail_on_environ_validation
+fault_tolerance_config fully_sharded_loras gdn_prefill_backend generation_config:str
+gpu_memory_utilization:float>0<=1 hf_config_path:str hf_overrides hf_token ignore_patterns
+interleave_mm_strings io_processor_plugin:str ir_op_priority jit_monitor_mode
+jit_monitor_verbose:bool kda_decode_backend kda_prefill_backend kernel_config kv_cache_dtype
+kv_cache_dtype_skip_layers kv_cache_memory_bytes:int kv_cache_metrics:bool
+kv_cache_metrics_sample:float>0<=1 kv_events_config kv_offloading_backend kv_offloading_size:float
+kv_sharing_fast_prefill:bool kv_transfer_config language_model_only limit_mm_per_prompt
+linear_backend load_format log_config_file log_level logging_config logits_processors logprobs_mode
+long_prefill_token_threshold:int long_prefill_token_threshold_adaptive:bool lora_dtype
+lora_target_modules mamba_backend mamba_block_size:int>0 mamba_cache_dtype mamba_cache_mode
+mamba_cache_philox_rounds mamba_config mamba_ssm_cache_dtype mamba_ssu_algorithm master_addr:str
+master_port:int max_cpu_loras max_cudagraph_capture_size max_logprobs:int
+max_long_partial_prefills:int>=1 max_lora_cls_labels max_lora_rank max_loras max_model_len:int>=-1
+max_num_active_seqs:int>=1 max_num_batched_tokens:int>=1 max_num_partial_prefills:int>=1
+max_num_queued_reqs:int>=0 max_num_queued_tokens:int>=0 max_num_scheduled_tokens:int>=1
+max_num_seqs:int>=1 max_parallel_loading_workers:int media_io_kwargs mm_device_do_normalize
+mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_fp8_scale_path
+mm_encoder_fp8_scale_save_margin mm_encoder_fp8_scale_save_path mm_encoder_only mm_encoder_tp_mode
+mm_hasher_algorithm mm_ipc_gpu_memory_gb mm_processor_cache_gb mm_processor_cache_type
+mm_processor_device mm_processor_kwargs mm_shm_cache_max_object_size_mb mm_tensor_ipc model:str
+model_class_overrides model_impl model_loader_extra_config model_weights:str moe_backend monokernel
+nnodes:int node_rank:int num_gpu_blocks_override:int numa_bind:bool numa_bind_cpus numa_bind_nodes
+offload_backend offload_group_size:int>=0 offload_num_in_group:int>=1 offload_params
+offload_prefetch_step:int>=0 optimization_level otlp_traces_endpoint:str
+override_attention_dtype:str override_generation_config per_request_spec_decode_metrics
+performance_mode pipeline_parallel_size:int pooler_config prefill_context_parallel_size:int
+prefill_schedule_interval:int>=1 prefix_cache_retention_interval:int>=0 prefix_caching_hash_algo
+prefix_match_unit:int>0 profiler_config pt_load_map_location quantization quantization_config
+ray_workers_use_nsight:bool reasoning_config reasoning_parser reasoning_parser_plugin
+renderer_num_workers:int replayssm_buffer_len:int>0 return_sampling_mask:bool revision:str runner
+safetensors_load_strategy safetensors_prefetch_block_size:int>=1
+safetensors_prefetch_num_threads:int>=1 scheduler_cls scheduler_reserve_full_isl:bool
+scheduling_policy seed:int served_model_name show_hidden_metrics_for_version:str
+shutdown_timeout:int>=0 skip_mm_profiling skip_tokenizer_init:bool sleep_mode_backend:str
+sleep_mode_offload_cudagraph:bool sleep_preserve_parameter_names sparse_indexer_topk_backend
+spec_method spec_model spec_tokens specialize_active_lora speculative_config stream_interval:int>=1
+structured_outputs_config swa_bounded_replay:bool tensor_parallel_size:int tokenizer:str
+tokenizer_mode tokenizer_revision:str tokens_only trust_remote_code:bool ubatch_size:int
+use_fp64_gumbel:bool use_replayssm:bool use_tqdm_on_load:bool video_pruning_method
+video_pruning_rate watchdog_config watermark:float>=0.0<1.0 watermark_config weight_transfer_config
+worker_cls:str worker_extension_cls:str
 """

@@ -3,14 +3,14 @@
 set -u
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin:/opt/cray/bin"
 
-# record FILE COMMAND…: its output, unless there is none.
+# record FILE COMMAND…: its output, empty if it prints nothing or fails; no file without the command.
 record() {
   local file=$1 path
   shift
   path=$(type -P "$1") || return 0
   shift
   timeout -k 5 30 "$path" "$@" >"$place/$file.part" 2>/dev/null </dev/null
-  if [[ -s "$place/$file.part" ]]; then mv -f "$place/$file.part" "$place/$file"; else rm -f "$place/$file.part"; fi
+  mv -f "$place/$file.part" "$place/$file"
 }
 
 # The ports in the form of ibstat, for nodes that do not have it.

@@ -34,6 +34,7 @@ def test_plan_shows_what_was_computed(cli: Cli, tmp_path: Path) -> None:
         "812 GB of weights: tp 8 x pp 2",
         "needs 99.3 GiB of 78.8 GiB a GPU",
         "4 characters a token",
+        "site dgx-h100: gpus.request",
     ):
         assert part in done.out
 
@@ -45,6 +46,8 @@ def test_plan_has_all_of_it_as_data(cli: Cli, tmp_path: Path) -> None:
     assert {"weights", "kv_cache", "activations", "reserve"} <= data["memory"][0].keys()
     assert data["candidates"][0]["tokens_s_gpu"] > 0
     assert data["rejected"][0]["code"] == "plan.gpu-memory"
+    nodes = {"key": "--nodes", "value": "2", "source": "replicas in a job: 1, ranks in each: 16"}
+    assert nodes in data["decisions"]
 
 
 def test_the_arguments_of_the_engine_have_the_steps_that_were_chosen(

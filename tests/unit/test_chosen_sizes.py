@@ -11,10 +11,11 @@ import yaml
 from fake_slurm import FakeSlurm
 from run_making import json_lines
 
+from launcher.plan.grid import units
 from launcher.plan.types import Cut
 from launcher.prepare import Prepared, prepare
 from launcher.rundir import RunDir
-from launcher.submit import scale, submit
+from launcher.submit import retry_errors, scale, submit
 
 LLAMA_70B = {
     "architectures": ["LlamaForCausalLM"],
@@ -88,3 +89,47 @@ def test_more_replicas_are_cut_as_those_that_are_there(
     slurm.set(j1000="COMPLETED")
     assert scale(run, 1).how == "submitted"
     assert cuts(run) == [Cut(tp=2)] * 2
+
+
+def failed(folder: Path, slurm: FakeSlurm) -> RunDir:
+    """A run over ten of the rows whose job is over, with an error in each unit."""
+    run = submit(prepared(folder, {}, rows=10)).run
+    slurm.set(j1000="COMPLETED")
+    line = json_lines([{"row": [0, 0], "status": "error", "error": {"code": "timeout"}}])
+    for unit in units(run.identity().grid):
+        run.part_path(unit).write_bytes(line)
+    run.done_path.write_text("{}")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("settings", "cut", "replicas"),
+    [
+        (["engine_options.enforce_eager=true"], Cut(tp=2), 1),
+        (["replicas=3"], Cut(tp=2), 3),
+        (["parallelism={tp: 8}"], Cut(tp=8), 1),
+        (["engine=transformers"], Cut(tp=4), 1),
+        (["parallelism={tp: 8}", "replicas=2"], Cut(tp=8), 2),
+    ],
+)
+def test_failed_rows_are_answered_in_the_cut_of_the_run_unless_it_is_set(
+    tmp_path: Path, slurm: FakeSlurm, settings: list[str], cut: Cut, replicas: int
+) -> None:
+    run = failed(tmp_path, slurm)
+    before = run.newest_plan()
+    assert (before.layout.cut, before.layout.replicas) == (Cut(tp=2), 1)
+    assert retry_errors(run, settings=settings).how == "submitted"
+    plan = run.newest_plan()
+    assert (plan.layout.cut, plan.layout.replicas) == (cut, replicas)
+    kept = before.engine_options.items() <= plan.engine_options.items()
+    assert kept == (cut == before.layout.cut)
+
+
+def test_an_automatic_cut_is_searched_anew_where_that_is_asked_for(
+    tmp_path: Path, slurm: FakeSlurm
+) -> None:
+    run = failed(tmp_path, slurm)
+    anew = prepared(tmp_path, {}, rows=None).resolution.plan
+    assert retry_errors(run, settings=["parallelism=auto"]).how == "submitted"
+    assert cuts(run)[-1] == anew.layout.cut != cuts(run)[0]
+    assert run.newest_plan().layout.replicas == 1 < anew.layout.replicas

@@ -10,6 +10,7 @@ import yaml
 from captures import capture
 from describing import ROOT, SETS, changed, found, of_set
 
+from launcher.describe.captures import LOGIN
 from launcher.describe.gpus import GpuName, read_gpu_name
 from launcher.discover import Captured
 from launcher.units import parse_bytes, parse_duration
@@ -350,6 +351,32 @@ def test_a_cluster_that_tells_nothing_has_a_file_all_the_same() -> None:
     described, site = found(Captured({"scontrol-config.txt": "slurm_load_ctl_conf error\n"}))
     assert list(site.partitions) == ["default"]
     assert any("scontrol-config.txt was not read" in note for note in described.notes)
+
+
+def test_an_empty_output_is_told_from_one_that_was_not_taken() -> None:
+    whole = of_set("vista")
+    login = {name: text for name, text in whole.login.items() if name != "scontrol-config.txt"}
+    described, _ = found(Captured({**login, "sinfo.txt": "\n", "commands.txt": ""}, whole.nodes))
+    notes = [note for note in described.notes if note.startswith(("scontrol", "sinfo", "commands"))]
+    assert sorted(notes) == [
+        "scontrol-config.txt was not taken: it has what `scontrol show config` prints",
+        "scontrol-topology.txt was not taken: it has what `scontrol show topology` prints",
+        f"sinfo.txt is empty: `{' '.join(LOGIN['sinfo.txt'])}` printed nothing, or failed",
+    ]
+
+
+def test_of_a_node_that_holds_too() -> None:
+    whole = of_set("tamia")
+    node = {**whole.nodes[0], "nvidia-smi.csv": "", "ibstat.txt": ""}
+    described, _ = found(Captured(whole.login, (node,)))
+    assert "nvidia-smi.csv is empty: its command printed nothing, or failed, on tg10102" in (
+        described.notes
+    )
+    assert "gpubase_bynode_b1-h100: nvidia-smi told of no GPU on tg10102" in described.notes
+    assert not any(note.startswith("ibstat.txt") for note in described.notes)
+    del node["nvidia-smi.csv"]
+    described, _ = found(Captured(whole.login, (node,)))
+    assert "gpubase_bynode_b1-h100: nvidia-smi.csv was not taken on tg10102" in described.notes
 
 
 def test_real_captures_are_described() -> None:

@@ -236,6 +236,16 @@ def test_an_option_that_the_plan_decides_is_refused(option: str) -> None:
     assert found == ("plan.engine-option", f"job.yaml:6:{20 + len(option)}")
 
 
+def test_a_value_of_the_wrong_kind_is_refused_at_its_line() -> None:
+    wrong = "engine_options:\n  dtype: bfloat16\n  max_num_seqs: many\n  enforce_eager: 3\n"
+    found = errors(wrong, engine="vllm")
+    assert [(p.code, str(p.where)) for p in found] == [
+        ("engine.options", "job.yaml:8:17"),
+        ("engine.options", "job.yaml:9:18"),
+    ]
+    assert "max_num_seqs" not in str(errors("engine_options: {seed: x}\n", engine="vllm")[0])
+
+
 def test_options_of_other_engines_are_their_own() -> None:
     found = resolved("engine_options: {model: x}\n", engine="echo")
     assert found.plan.engine_options == {"model": "x"}

@@ -156,6 +156,39 @@ def test_more_options_of_the_job_come_last_and_replace_those_of_the_plan() -> No
     assert [value for value, _ in said] == ["9"]
 
 
+@pytest.mark.parametrize(
+    ("job", "partition"),
+    [
+        ({}, {}),
+        ({"parallelism": {"tp": 1}, "replicas": 9}, {"limits": {"jobs_running": 2}}),
+        ({"parallelism": {"tp": 4, "pp": 2}}, {"topology": {"type": "tree", "nodes": 4}}),
+        (asking(sbatch=["--mem=60G", "--exclusive"]), {"select": {"partition": "boost"}}),
+        (asking(account="a", qos="q", exclude="n1"), {"select": {"constraint": "gpu"}}),
+        ({"engine": "echo", "parallelism": {"tp": 1}}, {"gpus": None, "cpus": None}),
+    ],
+)
+def test_each_option_of_the_script_is_explained_once_and_in_its_order(
+    job: dict[str, Any], partition: dict[str, Any]
+) -> None:
+    found = resolved(job, partition)
+    explained = [(d.key, d.value) for d in found.decisions if d.key.startswith("--")]
+    assert explained == [(key, value or "given") for key, value in found.plan.directives]
+
+
+def test_an_option_has_the_reason_of_what_it_comes_from() -> None:
+    job = {**asking(time="4h", account="a", sbatch=["--nice=5"]), "limits": {"warn_before": "9m"}}
+    found = resolved(job, {"select": {"partition": "boost"}})
+    said = {d.key: d.source for d in found.decisions}
+    for option, key in (("--time", "resources.time"), ("--account", "resources.account")):
+        assert said[option] == said[key]
+    own = ("--job-name", "--time", "--account", "--signal", "--nice")
+    assert all(said[option].startswith("job.yaml:") for option in own)
+    assert said["--partition"] == "site here: partition gpu"
+    assert said["--gres"] == "site here: gpus.request"
+    assert said["--no-requeue"] == "site here: scheduler.restart is none"
+    assert decided(resolved(), "--signal") == [("B:USR1@300", "default")]
+
+
 def test_an_option_of_the_job_that_the_site_rejects_is_no_longer_silently_dropped() -> None:
     scheduler = {"type": "slurm", "reject": ["--mem", "--hint=multithread"]}
     assert fault(asking(sbatch=["--mem=9G"]), scheduler=scheduler).code == "plan.option-rejected"

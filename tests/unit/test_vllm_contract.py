@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from vllm_standin import STANDINS
 
+from benchmarks.vllm_options import options
 from launcher.engines.vllm_causes import start_failure
-from launcher.plan.vllm_options import VERSIONS, known_options
+from launcher.plan.vllm_options import VERSIONS, kinds, known_options
 
 STANDIN = STANDINS / "vllm"
 # Of the stand-in's version everything has to be equal, of others what the engine relies on.
@@ -228,6 +229,13 @@ def test_its_options_are_those_of_the_table() -> None:
     }
     if version() in VERSIONS:
         assert known <= known_options()
+
+
+def test_its_options_take_what_the_table_says() -> None:
+    """As its own classes say; what the table leaves out of their bounds, another version lacks."""
+    own = options(real())
+    if version() in VERSIONS:
+        assert all(own[name].startswith(kind) for name, kind in kinds().items() if name in own)
 
 
 def test_each_text_of_the_table_tells_its_cause() -> None:

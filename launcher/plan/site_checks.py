@@ -271,7 +271,7 @@ def decide_directives(
     why = _reasons(r, layout, partition_name, step)
     own = len(r.job.resources.sbatch)  # they come last
     for option, value in given[: len(given) - own]:
-        r.decide(option, value or "given", why[option])
+        r.decide(option, value or "given", why.get(option))
     _job_options(r)
     for option in left_out(r.job, r.site, *plan, time_s=time_s):
         if option not in dict(given):

@@ -14,9 +14,11 @@ import pytest
 import yaml
 from run_making import json_lines
 
-from launcher.inputcheck import FIRST_ROWS, SPREAD_ROWS, InputReport, check_input, warning_of
+from launcher.data.sample import EACH, FIRST_ROWS, PLACES, take_sample
+from launcher.inputcheck import InputReport, build_prompts, warning_of
 from launcher.prepare import Prepared, prepare
 
+SPREAD_ROWS = PLACES * EACH
 pytestmark = pytest.mark.usefixtures("own_home")
 
 
@@ -25,6 +27,7 @@ def job_over(
     files: Mapping[str, bytes],
     *,
     limit: int | None = None,
+    with_tokens: bool = False,
     prompt: str = "{{ text }}",
     **changes: Any,
 ) -> Prepared:
@@ -40,7 +43,7 @@ def job_over(
         "output": {"path": "run"},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(spec | changes))
-    return prepare(folder / "job.yaml", site="local", limit=limit)
+    return prepare(folder / "job.yaml", site="local", limit=limit, with_tokens=with_tokens)
 
 
 def checked(folder: Path, rows: Sequence[Any], **options: Any) -> InputReport:
@@ -72,7 +75,6 @@ def test_a_large_input_is_sampled_over_all_of_it_at_a_constant_cost(
 
 
 def test_rows_that_are_bad_far_inside_are_found(tmp_path: Path) -> None:
-    """The first hundred rows, which every command looks at, are fine."""
     rows = [*numbered(1000), *({"txt": n} for n in range(4000))]
     found = checked(tmp_path, rows)
     (bad,) = found.bad
@@ -137,7 +139,8 @@ def test_compressed_files_are_entered_at_their_starts_only(tmp_path: Path) -> No
 def test_an_empty_sample_of_prompts_has_no_lengths(tmp_path: Path) -> None:
     prepared = job_over(tmp_path, {"a.jsonl": json_lines(numbered(3))})
     (tmp_path / "data" / "a.jsonl").write_bytes(b"x" * prepared.identity.inputs[0].size)
-    found = check_input(prepared.identity, None)
+    sample = take_sample(prepared.identity.inputs)
+    found = build_prompts(prepared.identity, sample).report()
     assert (found.rows, found.bad_rows, found.characters) == (1, 1, None)
 
 
@@ -188,16 +191,18 @@ def test_tokens_are_counted_where_asked_and_compared_with_the_context(
     tmp_path: Path, checkpoint: Path
 ) -> None:
     pytest.importorskip("tokenizers")
-    prepared = job_over(
-        tmp_path / "job",
-        {"a.jsonl": json_lines([*WORDS, {"text": "refuse"}])},
-        engine="transformers",
-        model=str(checkpoint),
-        input={"path": "data", "prompt": "{{ text }}"},
+    cheap, found = (
+        job_over(
+            tmp_path / f"job-{with_tokens}",
+            {"a.jsonl": json_lines([*WORDS, {"text": "refuse"}])},
+            with_tokens=with_tokens,
+            engine="transformers",
+            model=str(checkpoint),
+            input={"path": "data", "prompt": "{{ text }}"},
+        ).report
+        for with_tokens in (False, True)
     )
-    cheap = prepared.report
     assert (cheap.tokens, cheap.over_context, cheap.context_tokens) == (None, None, 16)
-    found = check_input(prepared.identity, prepared.identity.model.path, with_tokens=True)
     assert found.tokens is not None
     assert dataclasses.astuple(found.tokens) == (15, 16, 22)
     assert found.over_context == 2
@@ -227,12 +232,12 @@ def test_without_the_package_there_are_no_tokens(
     prepared = job_over(
         tmp_path / "job",
         {"a.jsonl": json_lines(WORDS)},
+        with_tokens=True,
         engine="transformers",
         model=str(checkpoint),
         input={"path": "data", "prompt": "{{ text }}"},
     )
-    model = prepared.identity.model.path
-    assert check_input(prepared.identity, model, with_tokens=True).tokens is None
+    assert prepared.report.tokens is None
 
 
 def mean_tokens(report: InputReport) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -154,42 +154,46 @@ class SampledPrompts:
         """What `row_problems` says of the sample."""
         return row_problems(self.refused, self.sample.rows, where=where)
 
-    def report(self, *, with_tokens: bool = False) -> InputReport:
-        """What the sample says about the input. It refuses nothing.
-
-        Parameters
-        ----------
-        with_tokens
-            Also count tokens, if the checkpoint has a ``tokenizer.json`` and the package
-            tokenizers is installed. That takes seconds.
-        """
-        sample, finals = self.sample, self.finals
-        model = Path(self.identity.model.path) if self.identity.model.path else None
-        tokens = _token_counts(model, finals) if with_tokens and model else None
-        context = _context_tokens(model) if model else None
-        lengths: Mapping[tuple[int, int], float] = tokens or {
-            key: final.about_tokens for key, final in finals.items()
-        }
-        most = {key: final.most_new_tokens for key, final in finals.items()}
-        texts = [final.text for final in finals.values()]
+    def report(self) -> InputReport:
+        """What the sample says about the input, no tokens counted. It refuses nothing."""
+        sample, model = self.sample, self.identity.model.path
+        texts = [final.text for final in self.finals.values()]
+        most = {key: final.most_new_tokens for key, final in self.finals.items()}
+        lengths = {key: final.about_tokens for key, final in self.finals.items()}
         return InputReport(
             rows=len(sample.rows),
             whole=sample.whole,
             rows_range=_rows(self.identity.inputs, sample),
             bad=tuple(_grouped(self.identity.inputs, self.failures)),
             characters=_lengths(list(map(len, texts))),
-            tokens=_lengths(list((tokens or {}).values())),
+            tokens=None,
             prompt_tokens=_mean(sample, lengths),
             prompt_p95=_share(sorted(lengths.values()), 95) if lengths else None,
-            counted=tokens is not None,
+            counted=False,
             most_new_tokens=_mean(sample, most),
             largest_new_tokens=max(most.values(), default=None),
-            context_tokens=context,
-            over_context=None
-            if tokens is None or context is None
-            else sum(count >= context for count in tokens.values()),
+            context_tokens=_context_tokens(Path(model)) if model else None,
+            over_context=None,
             duplicate_ids=len(self.ids) - len(set(self.ids)),
             equal_prompts=len(texts) - len(set(texts)),
+        )
+
+    def counted(self, report: InputReport) -> InputReport:
+        """``report`` with tokens in the place of guesses, which takes seconds.
+
+        As it was if the checkpoint has no ``tokenizer.json`` or the package tokenizers is missing.
+        """
+        model, context = self.identity.model.path, report.context_tokens
+        tokens = _token_counts(Path(model), self.finals) if model else None
+        if not tokens:
+            return report
+        return replace(
+            report,
+            tokens=_lengths(list(tokens.values())),
+            prompt_tokens=_mean(self.sample, tokens),
+            prompt_p95=_share(sorted(tokens.values()), 95),
+            counted=True,
+            over_context=context and sum(count >= context for count in tokens.values()),
         )
 
 

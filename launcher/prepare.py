@@ -158,7 +158,7 @@ def prepare(
         identity=identity,
         run=run,
         shape=model.shape,
-        report=prompts.report(with_tokens=True) if with_tokens else report,
+        report=prompts.counted(report) if with_tokens else report,
         warnings=(
             *resolution.warnings,
             *filter(None, [warning_of(report)]),

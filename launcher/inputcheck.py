@@ -135,24 +135,28 @@ class SampledPrompts:
 
     Attributes
     ----------
+    where
+        Place in the job file that problems of its template point to.
     ids, finals
         Of the rows that come to a prompt; ``finals`` by file and coordinate.
     failures
         The rows that would be errors.
     refused
-        The errors among these that no chat template of a checkpoint is the cause of.
+        The errors among these that the rows or the job's own template are the cause of, and not
+        the checkpoint's chat template.
     """
 
     identity: RunIdentity
     sample: Sample
+    where: Location | None
     ids: list[str]
     finals: dict[tuple[int, int], _Final]
     failures: list[tuple[Row, RowError]]
     refused: list[RowError]
 
-    def problems(self, where: Location | None = None) -> list[Problem]:
+    def problems(self) -> list[Problem]:
         """What `row_problems` says of the sample."""
-        return row_problems(self.refused, self.sample.rows, where=where)
+        return row_problems(self.refused, self.sample.rows, where=self.where)
 
     def report(self) -> InputReport:
         """What the sample says about the input, no tokens counted. It refuses nothing."""
@@ -202,11 +206,6 @@ def build_prompts(
 ) -> SampledPrompts:
     """The prompts of a run's sample.
 
-    Parameters
-    ----------
-    where
-        Place in the job file that an error of its template points to.
-
     Raises
     ------
     SpecError
@@ -215,7 +214,7 @@ def build_prompts(
     builder = PromptBuilder(identity.prompt, identity.sampling, where=where)
     as_text = final_text(identity.model.path)
     built = SampledPrompts(
-        identity=identity, sample=sample, ids=[], finals={}, failures=[], refused=[]
+        identity=identity, sample=sample, where=where, ids=[], finals={}, failures=[], refused=[]
     )
     for row in sample.rows:
         try:

@@ -367,9 +367,8 @@ def _prompts(identity: RunIdentity, sample: Sample, source: Source) -> SampledPr
         raise SpecError(problem)
     prompt = identity.prompt
     key = "prompt" if prompt.prompt is not None else "messages" if prompt.messages else "path"
-    where = source.at(f"$.input.{key}")
-    prompts = build_prompts(identity, sample, where=where)
-    problems = prompts.problems(where)
+    prompts = build_prompts(identity, sample, where=source.at(f"$.input.{key}"))
+    problems = prompts.problems()
     if any(p.severity == "error" for p in problems):
         raise SpecError(problems)
     return prompts

@@ -377,17 +377,17 @@ BAD = Row(file=0, offset=9, error=RowError("invalid_json", "not JSON"))
 
 
 def checked(spec: PromptSpec, *rows: Row) -> list[Problem]:
-    builder, errors = PromptBuilder(spec, SAMPLING), []
-
-    def build_one(one: Row) -> None:
-        try:
-            builder.build(one)
-        except RowError as exc:
-            errors.append(exc)
-
-    for one in rows:
-        build_one(one)
+    builder = PromptBuilder(spec, SAMPLING)
+    errors = filter(None, (failure(builder, one) for one in rows))
     return row_problems(errors, rows, where=WHERE)
+
+
+def failure(builder: PromptBuilder, one: Row) -> RowError | None:
+    try:
+        builder.build(one)
+    except RowError as exc:
+        return exc
+    return None
 
 
 def found(prompt: str | None, *rows: Row) -> list[tuple[str, str]]:

@@ -1,44 +1,32 @@
-"""A look at the input before GPUs are used: what would be an error, and how long prompts are.
-
-A sample of constant size: the first rows, and a few rows from each of some units spread evenly
-over the data. It reports and refuses nothing.
-"""
+"""What the sample of an input says before GPUs are used: bad rows, and how long prompts are."""
 
 from __future__ import annotations
 
 import importlib
 import json
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import accumulate, chain, islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.chat import Messages, final_text
 from launcher.data.formats import format_of, is_streamed
-from launcher.data.prompts import PromptBuilder
-from launcher.data.readers import place
-from launcher.data.rows import Row, UnitReader, read_unit, sample
-from launcher.errors import Problem, RowError
-from launcher.plan import grid
+from launcher.data.inputs import total_bytes
+from launcher.data.prompts import Prompt, PromptBuilder, row_problems
+from launcher.data.rows import Row
+from launcher.data.sample import EACH, PLACES, Sample
+from launcher.errors import Location, Problem, RowError
 from launcher.plan.outlook import Range
 from launcher.plan.sampling import Stretch, mean_of, rows_in
 from launcher.plan.types import InputFile, RunIdentity
 from launcher.plan.workload import CHARACTERS_PER_TOKEN
 
-__all__ = ["BadRows", "InputReport", "Lengths", "check_input", "warning_of"]
+__all__ = ["BadRows", "InputReport", "Lengths", "SampledPrompts", "build_prompts", "warning_of"]
 
 T = TypeVar("T")
-FIRST_ROWS = 200
-SPREAD_ROWS = 200
-SPREAD_UNITS = 40
-_EACH = SPREAD_ROWS // SPREAD_UNITS
 # Factor by which rows may be more or less where files are known by their first rows alone.
 _HEADS_ONLY = 1.25
-# So many are read through where rows are longer than they are.
-_MOST_UNITS = 200
 # Lines are counted only so far into a file: beyond, a byte offset has to do.
 _COUNTED_BYTES = 4 * 1024**2
 
@@ -141,56 +129,107 @@ class _Final:
         return max(1.0, len(self.text) / CHARACTERS_PER_TOKEN)
 
 
-def check_input(
-    identity: RunIdentity, model_path: str | None, *, with_tokens: bool = False
-) -> InputReport:
-    """What a sample of a run's input looks like.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledPrompts:
+    """The rows of a run's sample as prompts, made once.
 
-    Parameters
+    Attributes
     ----------
-    model_path
-        The checkpoint's directory, if there is one.
-    with_tokens
-        Also count tokens, if the checkpoint has a ``tokenizer.json`` and the package tokenizers
-        is installed. That takes seconds.
+    where
+        Place in the job file that problems of its template point to.
+    ids, finals
+        Of the rows that come to a prompt; ``finals`` by file and coordinate.
+    failures
+        The rows that would be errors.
+    refused
+        The errors among these that the rows or the job's own template are the cause of, and not
+        the checkpoint's chat template.
+    """
+
+    identity: RunIdentity
+    sample: Sample
+    where: Location | None
+    ids: list[str]
+    finals: dict[tuple[int, int], _Final]
+    failures: list[tuple[Row, RowError]]
+    refused: list[RowError]
+
+    def problems(self) -> list[Problem]:
+        """What `row_problems` says of the sample."""
+        return row_problems(self.refused, self.sample.rows, where=self.where)
+
+    def report(self) -> InputReport:
+        """What the sample says about the input, no tokens counted. It refuses nothing."""
+        sample, model = self.sample, self.identity.model.path
+        texts = [final.text for final in self.finals.values()]
+        most = {key: final.most_new_tokens for key, final in self.finals.items()}
+        lengths = {key: final.about_tokens for key, final in self.finals.items()}
+        return InputReport(
+            rows=len(sample.rows),
+            whole=sample.whole,
+            rows_range=_rows(self.identity.inputs, sample),
+            bad=tuple(_grouped(self.identity.inputs, self.failures)),
+            characters=_lengths(list(map(len, texts))),
+            tokens=None,
+            prompt_tokens=_mean(sample, lengths),
+            prompt_p95=_share(sorted(lengths.values()), 95) if lengths else None,
+            counted=False,
+            most_new_tokens=_mean(sample, most),
+            largest_new_tokens=max(most.values(), default=None),
+            context_tokens=_context_tokens(Path(model)) if model else None,
+            over_context=None,
+            duplicate_ids=len(self.ids) - len(set(self.ids)),
+            equal_prompts=len(texts) - len(set(texts)),
+        )
+
+    def counted(self, report: InputReport) -> InputReport:
+        """``report`` with tokens in the place of guesses, which takes seconds.
+
+        As it was if the checkpoint has no ``tokenizer.json`` or the package tokenizers is missing.
+        """
+        model, context = self.identity.model.path, report.context_tokens
+        tokens = _token_counts(Path(model), self.finals) if model else None
+        if not tokens:
+            return report
+        return replace(
+            report,
+            tokens=_lengths(list(tokens.values())),
+            prompt_tokens=_mean(self.sample, tokens),
+            prompt_p95=_share(sorted(tokens.values()), 95),
+            counted=True,
+            over_context=context and sum(count >= context for count in tokens.values()),
+        )
+
+
+def build_prompts(
+    identity: RunIdentity, sample: Sample, *, where: Location | None = None
+) -> SampledPrompts:
+    """The prompts of a run's sample.
 
     Raises
     ------
     SpecError
         The template of the prompt is wrong.
-    RunError
-        The input cannot be read; as `launcher.data.rows.sample`.
     """
-    sampled, whole = _sampled(identity)
-    rows = list(chain.from_iterable(place.rows for place in sampled))
-    built = _build(identity, final_text(model_path), rows)
-    finals = list(built.finals.values())
-    model = Path(model_path) if model_path else None
-    tokens = _token_counts(model, built.finals) if with_tokens and model else None
-    context = _context_tokens(model) if model else None
-    over = None if tokens is None or context is None else sum(n >= context for n in tokens.values())
-    lengths: Mapping[tuple[int, int], float] = tokens or {
-        key: final.about_tokens for key, final in built.finals.items()
-    }
-    most = {key: final.most_new_tokens for key, final in built.finals.items()}
-    about = _exact if whole else partial(_mean, identity, sampled)
-    return InputReport(
-        rows=len(rows),
-        whole=whole,
-        rows_range=Range.exactly(len(rows)) if whole else _rows(identity, sampled),
-        bad=tuple(_grouped(identity.inputs, built.failures)),
-        characters=_lengths([len(final.text) for final in finals]),
-        tokens=_lengths(list((tokens or {}).values())),
-        prompt_tokens=about(lengths),
-        prompt_p95=_share(sorted(lengths.values()), 95) if lengths else None,
-        counted=tokens is not None,
-        most_new_tokens=about(most),
-        largest_new_tokens=max(most.values(), default=None),
-        context_tokens=context,
-        over_context=over,
-        duplicate_ids=len(built.ids) - len(set(built.ids)),
-        equal_prompts=len(finals) - len({final.text for final in finals}),
+    builder = PromptBuilder(identity.prompt, identity.sampling, where=where)
+    as_text = final_text(identity.model.path)
+    built = SampledPrompts(
+        identity=identity, sample=sample, where=where, ids=[], finals={}, failures=[], refused=[]
     )
+    for row in sample.rows:
+        try:
+            prompt = builder.build(row)
+        except RowError as exc:
+            built.refused.append(exc)
+            built.failures.append((row, exc))
+            continue
+        try:
+            built.finals[_key(row)] = _final(prompt, as_text)
+        except RowError as exc:
+            built.failures.append((row, exc))
+            continue
+        built.ids.extend([] if prompt.id is None else [prompt.id])
+    return built
 
 
 def warning_of(report: InputReport) -> Problem | None:
@@ -206,101 +245,21 @@ def warning_of(report: InputReport) -> Problem | None:
     return Problem("input.bad-rows", message, hint=hint, severity="warning")
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Neighbouring rows, how much of the input they stand for, and where the next row would be."""
-
-    rows: list[Row]
-    share_bytes: float
-    end: int | None = None
-
-
-def _sampled(identity: RunIdentity) -> tuple[list[_Place], bool]:
-    """Stretches of neighbouring rows, and whether they are all rows of the run."""
-    first = list(islice(_from_the_start(identity), FIRST_ROWS + 1))
-    if len(first) <= FIRST_ROWS:
-        return [_Place(first, identity.grid.total_bytes)], True
-    first.pop()
-    known = _key(first[-1])
-    spread = list(_spread(identity))
-    apart = [replace(place, rows=rows) for place in spread if (rows := _behind(place.rows, known))]
-    # The first rows stand for the places that lie among them, and no more of them than from there.
-    inside = sum(place.share_bytes for place in spread) - sum(p.share_bytes for p in apart)
-    return [_Place(first, inside), *apart], False
-
-
-def _behind(rows: Sequence[Row], known: tuple[int, int]) -> list[Row]:
-    return [row for row in rows if _key(row) > known]
-
-
-def _from_the_start(identity: RunIdentity) -> Iterator[Row]:
-    if identity.grid.total_bytes == sum(entry.span for entry in identity.inputs):
-        return iter(sample(identity.inputs, FIRST_ROWS + 1))
-    # A part of the input (--limit) ends where its last unit does.
-    numbers = grid.units(identity.grid)
-    return chain.from_iterable(read_unit(identity.inputs, identity.grid, n) for n in numbers)
-
-
-def _spread(identity: RunIdentity) -> Iterator[_Place]:
-    """Rows from units evenly over the data, or of the files that can be read from there only."""
-    inputs, total = identity.inputs, grid.count(identity.grid)
-    starts = _starts(identity)
-    count = min(SPREAD_UNITS, total)
-    units = [(2 * index + 1) * total // (2 * count) for index in range(count)]
-    begins = [grid.span(identity.grid, unit)[0] for unit in units]
-    # Units of the last tenth are smaller: each place stands for the bytes around it.
-    edges = [0, *((a + b) // 2 for a, b in pairwise(begins)), identity.grid.total_bytes]
-    streamed: dict[int, float] = {}
-    for (unit, until), begin, (low, high) in zip(
-        pairwise([*units, total]), begins, pairwise(edges), strict=True
-    ):
-        file = bisect_right(starts, begin, hi=len(inputs)) - 1
-        if is_streamed(inputs[file]):
-            streamed[file] = streamed.get(file, 0.0) + high - low
-        else:
-            rows = _rows_from(identity, unit, until)
-            # Where no other row begins this one is as long as what was read, or longer.
-            end = grid.span(identity.grid, _until(unit, until) - 1)[1] if len(rows) == 1 else None
-            yield _Place(rows, high - low, end)
-    for file, share_bytes in streamed.items():
-        heads = [row._replace(file=file) for row in sample([inputs[file]], _EACH)]
-        yield _Place(heads, share_bytes, starts[file + 1] if len(heads) < _EACH else None)
-
-
-def _rows_from(identity: RunIdentity, unit: int, until: int) -> list[Row]:
-    """The next rows from the start of ``unit`` on; one may be longer than several units."""
-    with UnitReader(identity.inputs, identity.grid) as reader:
-        units = range(unit, _until(unit, until))
-        return list(islice(chain.from_iterable(map(reader.read, units)), _EACH))
-
-
-def _until(unit: int, until: int) -> int:
-    return min(until, unit + _MOST_UNITS)
-
-
-def _starts(identity: RunIdentity) -> list[int]:
-    return list(accumulate((entry.span for entry in identity.inputs), initial=0))
-
-
 def _key(row: Row) -> tuple[int, int]:
     return row.file, row.offset
 
 
-def _stretches(
-    identity: RunIdentity, places: Sequence[_Place], values: Mapping[tuple[int, int], float]
-) -> list[Stretch]:
+def _stretches(sample: Sample, values: Mapping[tuple[int, int], float]) -> list[Stretch]:
     """The places as numbers, those that stand for something or, if none does, the first rows."""
-    starts = _starts(identity)
     found = []
-    for number, at in enumerate(places):
-        if not at.rows or (not at.share_bytes and len(places) > 1):
+    for number, at in enumerate(sample.places):
+        rows, begins = at.rows, at.begins
+        if not rows or (not at.share_bytes and len(sample.places) > 1):
             continue
-        # Of the first rows as many as of other places: they are no more typical than those.
-        among = round(SPREAD_UNITS * at.share_bytes / identity.grid.total_bytes)
-        rows = at.rows[: max(1, among) * _EACH] if not number and len(places) > 1 else at.rows
-        begins = [
-            starts[row.file] + place(identity.inputs[row.file], row.offset) for row in rows
-        ] + ([at.end] if at.end is not None else [])
+        if not number and len(sample.places) > 1:
+            # Of the first rows as many as of other places: they are no more typical than those.
+            among = max(1, round(PLACES * at.share_bytes / sample.extent_bytes)) * EACH
+            rows, begins = rows[:among], begins[:among]
         found.append(
             Stretch(
                 file=rows[0].file,
@@ -312,67 +271,34 @@ def _stretches(
     return found
 
 
-def _exact(values: Mapping[tuple[int, int], float]) -> Range | None:
-    return Range.exactly(sum(values.values()) / len(values)) if values else None
-
-
-def _rows(identity: RunIdentity, places: Sequence[_Place]) -> Range | None:
+def _rows(inputs: Sequence[InputFile], sample: Sample) -> Range | None:
     """All rows, as far as a sample tells, and no fewer than were looked at."""
-    told = [entry.rows for entry in identity.inputs if entry.rows is not None]
-    if len(told) == len(identity.inputs) and identity.grid.total_bytes == _starts(identity)[-1]:
+    seen = len(sample.rows)
+    if sample.whole:
+        return Range.exactly(seen)
+    told = [entry.rows for entry in inputs if entry.rows is not None]
+    if len(told) == len(inputs) and sample.extent_bytes == total_bytes(inputs):
         return Range.exactly(sum(told))
-    found = rows_in(_stretches(identity, places, {}), identity.grid.total_bytes)
+    found = rows_in(_stretches(sample, {}), sample.extent_bytes)
     if found is None:
         return None
-    seen = sum(len(at.rows) for at in places)
-    heads_only = any(is_streamed(entry) for entry in identity.inputs)
-    found = found * Range.around(1.0, _HEADS_ONLY if heads_only else 1.0)
+    found = found * Range.around(1.0, _HEADS_ONLY if any(map(is_streamed, inputs)) else 1.0)
     return Range(*(max(seen, round(value)) for value in (found.least, found.likely, found.most)))
 
 
-def _mean(
-    identity: RunIdentity, places: Sequence[_Place], values: Mapping[tuple[int, int], float]
-) -> Range | None:
+def _mean(sample: Sample, values: Mapping[tuple[int, int], float]) -> Range | None:
     """The mean of a value over all rows."""
-    return mean_of(_stretches(identity, places, values))
+    if sample.whole:
+        return Range.exactly(sum(values.values()) / len(values)) if values else None
+    return mean_of(_stretches(sample, values))
 
 
-@dataclass(frozen=True, slots=True)
-class _Built:
-    """Ids, final prompts by their rows, and the rows that come to none."""
-
-    ids: list[str]
-    finals: dict[tuple[int, int], _Final]
-    failures: list[tuple[Row, RowError]]
-
-
-def _build(
-    identity: RunIdentity, as_text: Callable[[Messages], str], rows: Sequence[Row]
-) -> _Built:
-    builder = PromptBuilder(identity.prompt, identity.sampling)
-    built = _Built([], {}, [])
-    for row in rows:
-        try:
-            id_, final = _final(builder, row, as_text)
-        except RowError as exc:
-            built.failures.append((row, exc))
-            continue
-        built.finals[_key(row)] = final
-        built.ids.extend([] if id_ is None else [id_])
-    return built
-
-
-def _final(
-    builder: PromptBuilder, row: Row, as_text: Callable[[Messages], str]
-) -> tuple[str | None, _Final]:
-    prompt = builder.build(row)
+def _final(prompt: Prompt, as_text: Callable[[Messages], str]) -> _Final:
     most = prompt.sampling.max_tokens
     if prompt.messages is not None:
-        return prompt.id, _Final(text=as_text(prompt.messages), special=False, most_new_tokens=most)
+        return _Final(text=as_text(prompt.messages), special=False, most_new_tokens=most)
     tokens = None if prompt.tokens is None else len(prompt.tokens)
-    return prompt.id, _Final(
-        text=prompt.text or "", special=True, most_new_tokens=most, tokens=tokens
-    )
+    return _Final(text=prompt.text or "", special=True, most_new_tokens=most, tokens=tokens)
 
 
 def _grouped(

@@ -77,7 +77,7 @@ class Start:
     why: str | None = None
 
 
-def forecast(prepared: Prepared, report: InputReport) -> Forecast:
+def forecast(prepared: Prepared) -> Forecast:
     """What the job of ``prepared`` will take, by the sample of its input.
 
     Nothing here makes a job fail: what is not known is said.
@@ -87,7 +87,7 @@ def forecast(prepared: Prepared, report: InputReport) -> Forecast:
     lengths = lengths_of(identity, runs)
     left = _left(prepared)
     context = prepared.shape.max_position_embeddings if prepared.shape else None
-    work, prompts, answers = _work(report, lengths, left, context or math.inf)
+    work, prompts, answers = _work(prepared.report, lengths, left, context or math.inf)
     found = pace_of(plan, identity, runs)
     terms = _terms(prepared, found)
     speed, unknown = None, "rows and prompts of the input cannot be estimated"

@@ -21,11 +21,10 @@ import msgspec
 
 from launcher import resources
 from launcher.checkpoints import Checkpoint, FoundModel, find_model
-from launcher.data.inputs import freeze, slow_starts, total_bytes
-from launcher.data.prompts import check_prompt
-from launcher.data.rows import extent, sample
+from launcher.data.inputs import freeze, slow_starts
+from launcher.data.sample import Sample, take_sample
 from launcher.errors import Location, PlanError, Problem, SpecError
-from launcher.inputcheck import InputReport, check_input
+from launcher.inputcheck import InputReport, SampledPrompts, build_prompts, warning_of
 from launcher.jobzip import build_zip
 from launcher.models.shapes import ModelShape
 from launcher.plan.capabilities import ENGINES
@@ -52,7 +51,6 @@ __all__ = [
     "run_directory_files",
 ]
 
-SAMPLED_ROWS = 100
 _IMAGE_FILES = (".sif", ".sqsh", ".img")
 
 
@@ -76,7 +74,7 @@ class Prepared:
     shape
         Of the model; None where it is not known, or where there is none.
     report
-        What a sample of the input looks like; no tokens are counted.
+        What the sample of the input looks like.
     warnings
         What deserves a look and stops nothing.
     """
@@ -108,6 +106,7 @@ def prepare(
     settings: Sequence[str] = (),
     limit: int | None = None,
     origin: Path | None = None,
+    with_tokens: bool = False,
 ) -> Prepared:
     """Read, check and plan the job in ``job_file``.
 
@@ -121,6 +120,9 @@ def prepare(
         Only the first so many rows of the input, in a run directory of their own.
     origin
         Where relative paths start; None for the directory of ``job_file``.
+    with_tokens
+        Count the tokens of sampled prompts for the report, which takes seconds. The plan is the
+        same.
 
     Raises
     ------
@@ -134,13 +136,14 @@ def prepare(
     job, source, chosen = _read(str(job_file), text, base, site, settings)
     model = _model(job, base, source)
     inputs = _inputs(job, base, source.at("$.input.path"))
-    identity = _identity(job, inputs, model.checkpoint, limit)
-    input_warnings = _check_rows(inputs, identity.prompt, source)
-    report = check_input(identity, identity.model.path)
+    sample = take_sample(inputs, limit)
+    identity = _identity(job, inputs, model.checkpoint, sample.extent_bytes)
+    prompts = _prompts(identity, sample, source)
+    report = prompts.report()
     facts = dataclasses.replace(
         _facts(model, inputs, base, settings),
         image_archs=_image_archs(job, chosen.spec),
-        prompts=_prompts(report),
+        prompts=_lengths(report),
     )
     resolution = resolve(
         job, chosen.spec, job_source=source, site_source=chosen.source, facts=facts
@@ -155,8 +158,12 @@ def prepare(
         identity=identity,
         run=run,
         shape=model.shape,
-        report=report,
-        warnings=(*resolution.warnings, *input_warnings),
+        report=prompts.counted(report) if with_tokens else report,
+        warnings=(
+            *resolution.warnings,
+            *filter(None, [warning_of(report)]),
+            *slow_starts(inputs, source.at("$.input.path")),
+        ),
     )
 
 
@@ -315,7 +322,7 @@ def image_arch(image: str) -> str | None:
 
 
 def _identity(
-    job: JobSpec, inputs: tuple[InputFile, ...], checkpoint: Checkpoint | None, limit: int | None
+    job: JobSpec, inputs: tuple[InputFile, ...], checkpoint: Checkpoint | None, extent_bytes: int
 ) -> RunIdentity:
     prompt = PromptSpec(
         prompt=job.input.prompt,
@@ -335,12 +342,12 @@ def _identity(
         sampling=Sampling(
             **{**msgspec.structs.asdict(job.sampling), "stop": tuple(job.sampling.stop)}
         ),
-        grid=make_grid(total_bytes(inputs) if limit is None else extent(inputs, limit)),
+        grid=make_grid(extent_bytes),
         keep=job.output.keep if isinstance(job.output.keep, str) else tuple(job.output.keep),
     )
 
 
-def _prompts(report: InputReport) -> Prompts:
+def _lengths(report: InputReport) -> Prompts:
     if report.prompt_tokens is None or report.prompt_p95 is None:
         return UNKNOWN_PROMPTS
     return Prompts(
@@ -352,18 +359,19 @@ def _prompts(report: InputReport) -> Prompts:
     )
 
 
-def _check_rows(inputs: tuple[InputFile, ...], prompt: PromptSpec, source: Source) -> list[Problem]:
-    """Warnings about the first rows; what none of them can pass is an error."""
-    rows = sample(inputs, SAMPLED_ROWS)
-    if not rows:
+def _prompts(identity: RunIdentity, sample: Sample, source: Source) -> SampledPrompts:
+    """The prompts of the sample; what none of its rows can pass is an error."""
+    if not sample.rows:
         hint = "point input.path at files with one row a line"
         problem = Problem("input.empty", "the input holds no rows", source.at("$.input.path"), hint)
         raise SpecError(problem)
+    prompt = identity.prompt
     key = "prompt" if prompt.prompt is not None else "messages" if prompt.messages else "path"
-    problems = check_prompt(prompt, rows, where=source.at(f"$.input.{key}"))
+    prompts = build_prompts(identity, sample, where=source.at(f"$.input.{key}"))
+    problems = prompts.problems()
     if any(p.severity == "error" for p in problems):
         raise SpecError(problems)
-    return [*problems, *slow_starts(inputs, source.at("$.input.path"))]
+    return prompts
 
 
 def _run_dir(job: JobSpec, base: Path, where: Location, limit: int | None) -> RunDir:

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.chat import Messages, final_text
 from launcher.data.prompts import Prompt, PromptBuilder
-from launcher.data.rows import sample
+from launcher.data.rows import first_rows
 from launcher.errors import RowError
 from launcher.prepare import Prepared
 
@@ -41,7 +41,7 @@ def preview(prepared: Prepared, limit: int) -> list[PreviewRow]:
     identity = prepared.identity
     builder = PromptBuilder(identity.prompt, identity.sampling)
     as_text = final_text(prepared.resolution.plan.model_path)
-    return [_row(builder, row, as_text) for row in sample(identity.inputs, limit)]
+    return [_row(builder, row, as_text) for row in first_rows(identity.inputs, limit)]
 
 
 def _row(builder: PromptBuilder, row: Any, as_text: Callable[[Messages], str]) -> PreviewRow:

@@ -150,7 +150,11 @@ def scale(run: RunDir, replicas: int) -> Submission:
 
 def _replan(run: RunDir, *settings: str) -> None:
     """Write a plan like the newest one but for ``settings``, which make no other run."""
-    _write(dataclasses.replace(_prepared(run, *settings), run=run, identity=run.identity()))
+    _write_plan(run, _prepared(run, *settings))
+
+
+def _write_plan(run: RunDir, prepared: Prepared) -> None:
+    _write(dataclasses.replace(prepared, run=run, identity=run.identity()))
 
 
 def _sizes(plan: Plan) -> Iterator[str]:
@@ -247,10 +251,12 @@ def _begin_retry(run: RunDir, codes: Sequence[str], settings: Sequence[str]) -> 
     if settings:
         if _keys(settings).isdisjoint(("parallelism", "engine")):
             settings = (*_sizes(run.newest_plan()), *settings)
-        # Not the run's identity: that of `submit --limit` is of fewer rows than the job file's.
-        if lines := differences(_prepared(run).identity, _prepared(run, *settings).identity):
+        prepared = _prepared(run, *settings)
+        # The grid of `submit --limit` is of fewer rows than the job file's.
+        known = dataclasses.replace(run.identity(), grid=prepared.identity.grid)
+        if lines := differences(known, prepared.identity):
             raise PlanError(_other_run(run, lines))
-        _replan(run, *settings)
+        _write_plan(run, prepared)
     run.create_overlay(sorted(chosen), None if wanted is None else sorted(wanted))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.data.inputs import freeze, total_bytes
-from launcher.data.rows import Row, UnitReader, sample
+from launcher.data.rows import Row, UnitReader, first_rows
 from launcher.errors import Problem, RunError, SpecError
 from launcher.plan.grid import units
 from launcher.plan.types import InputFile, UnitGrid
@@ -47,7 +47,7 @@ def in_one_pass(inputs: Sequence[InputFile], grid: UnitGrid) -> list[Row]:
 
 def fields_of(entry: InputFile) -> list[Any]:
     """Fields, or the error's code, of all rows of a file, after reading it in every way."""
-    rows = sample([entry], sys.maxsize)
+    rows = first_rows([entry], sys.maxsize)
     for unit_bytes in (1, 7, 50, max(1, entry.span)):
         if entry.span < 3000 * unit_bytes:
             found = in_one_pass([entry], cut([entry], unit_bytes))
@@ -57,7 +57,7 @@ def fields_of(entry: InputFile) -> list[Any]:
 
 def problem_of(entry: InputFile) -> Problem:
     with pytest.raises(RunError) as caught:
-        sample([entry], sys.maxsize)
+        first_rows([entry], sys.maxsize)
     return caught.value.problems[0]
 
 

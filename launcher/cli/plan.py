@@ -26,14 +26,13 @@ def command(
     job: str, site: str | None, settings: tuple[str, ...], *, explain: bool, check_input: bool
 ) -> Answer:
     """Show how JOB would run and where every rank would sit. Writes nothing."""
-    from launcher import inputcheck
     from launcher.cli.outlook import outlook_data, outlook_rows
     from launcher.outlook import expected_start, forecast
     from launcher.plan import outline
     from launcher.plan.picture import draw, summary
     from launcher.prepare import prepare
 
-    prepared = prepare(Path(job), site=site, settings=settings)
+    prepared = prepare(Path(job), site=site, settings=settings, with_tokens=check_input)
     plan = prepared.resolution.plan
     sections = [columns(summary(plan)), draw(plan)]
     found = prepared.resolution.search
@@ -45,13 +44,11 @@ def command(
         rows = [(d.key, d.value, d.source) for d in prepared.resolution.decisions]
         sections.append(columns([("value of", "is", "because of"), *rows]))
     data = plan_data(prepared)
-    report = prepared.report
-    if check_input:
-        report = inputcheck.check_input(prepared.identity, plan.model_path, with_tokens=True)
-    told, start = forecast(prepared, report), expected_start(plan)
+    told, start = forecast(prepared), expected_start(plan)
     sections.insert(1, columns(outlook_rows(told, start)))
     data["outlook"] = outlook_data(told, start)
     if check_input:
+        report = prepared.report
         sections.append(columns(_input_rows(report)))
         data["input"] = dataclasses.asdict(report) | {"rows_estimate": report.rows_estimate}
     problems = (*prepared.warnings, *told.warnings)

@@ -44,9 +44,8 @@ def command(
     from launcher.prepare import prepare
 
     prepared = prepare(Path(job), site=site, settings=settings, limit=limit)
-    report, warnings = _look_at_input(prepared)
-    found = forecast(prepared, report)
-    warnings += found.warnings
+    found = forecast(prepared)
+    warnings = (*prepared.warnings, *found.warnings)
     if dry_run:
         return _dry_run(prepared, found, warnings)
     from launcher.cli.follow import started
@@ -58,29 +57,10 @@ def command(
         return answer
     lines = (
         answer.text,
-        _line(report),
+        _line(prepared.report),
         *([outlook_line(found)] if submission.how == "submitted" else []),
     )
     return dataclasses.replace(answer, text="\n".join(lines))
-
-
-def _look_at_input(prepared: Prepared) -> tuple[InputReport, list[Problem]]:
-    """A sample of the input, and all warnings, those about single rows in one."""
-    from launcher.inputcheck import warning_of
-
-    report = prepared.report
-    if (warning := warning_of(report)) is None:
-        return report, list(prepared.warnings)
-    return report, [*(p for p in prepared.warnings if p.code not in _ABOUT_ROWS), warning]
-
-
-# Warnings of `prepare` about the first hundred rows, which are in the sample, too.
-_ABOUT_ROWS = {
-    "input.invalid-rows",
-    "input.missing-field",
-    "input.template",
-    "input.unsafe-template",
-}
 
 
 def _line(report: InputReport) -> str:

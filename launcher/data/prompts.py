@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from functools import partial
@@ -29,8 +29,8 @@ __all__ = [
     "Prompt",
     "PromptBuilder",
     "asks_for_completion",
-    "check_prompt",
     "row_id",
+    "row_problems",
     "row_seed",
 ]
 
@@ -100,18 +100,20 @@ class PromptBuilder:
     Raises
     ------
     SpecError
-        ``input.template`` when a template is not well formed.
+        ``input.template`` at ``where`` when a template is not well formed.
     """
 
-    def __init__(self, spec: PromptSpec, sampling: Sampling) -> None:
+    def __init__(
+        self, spec: PromptSpec, sampling: Sampling, *, where: Location | None = None
+    ) -> None:
         env = _environment()
         self._chat = spec.chat
         self._seed = sampling.seed
         # `dataclasses.replace` takes five times as long, for every row.
         self._sampling = {f.name: getattr(sampling, f.name) for f in dataclass_fields(sampling)}
         del self._sampling["seed"]
-        self._text = None if spec.prompt is None else _compiled(env, spec.prompt)
-        self._turns = [(role, _compiled(env, content)) for role, content in spec.messages]
+        self._text = None if spec.prompt is None else _compiled(env, spec.prompt, where)
+        self._turns = [(role, _compiled(env, content, where)) for role, content in spec.messages]
 
     def build(self, row: Row) -> Prompt:
         """The prompt of ``row``.
@@ -187,10 +189,15 @@ def row_seed(seed: int, file: int, offset: int) -> int:
     return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
 
 
-def check_prompt(
-    spec: PromptSpec, rows: Sequence[Row], *, where: Location | None = None
+def row_problems(
+    errors: Iterable[RowError], rows: Sequence[Row], *, where: Location | None = None
 ) -> list[Problem]:
     """What would go wrong with ``rows``, a sample of the input, before anything is submitted.
+
+    Parameters
+    ----------
+    errors
+        Those that `PromptBuilder.build` raised for some of ``rows``.
 
     Returns
     -------
@@ -200,27 +207,15 @@ def check_prompt(
         ``input.invalid-rows``. Errors when they stop every row (unsafe templates: any row),
         else warnings.
     """
-    try:
-        builder = PromptBuilder(spec, Sampling(max_tokens=1))
-    except SpecError as exc:
-        return [replace(problem, where=where) for problem in exc.problems]
     failures: dict[str, list[RowError]] = {}
-    for error in filter(None, (_failure(builder, row) for row in rows)):
+    for error in errors:
         failures.setdefault(_PROBLEMS.get(error.code, "input.invalid-rows"), []).append(error)
     lines = len(rows)
     good = sum(row.error is None for row in rows)
     return [
-        _summary(code, errors, lines if code == "input.invalid-rows" else good, where)
-        for code, errors in failures.items()
+        _summary(code, found, lines if code == "input.invalid-rows" else good, where)
+        for code, found in failures.items()
     ]
-
-
-def _failure(builder: PromptBuilder, row: Row) -> RowError | None:
-    try:
-        builder.build(row)
-    except RowError as exc:
-        return exc
-    return None
 
 
 _PROBLEMS = {
@@ -279,14 +274,13 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return env
 
 
-def _compiled(env: ImmutableSandboxedEnvironment, source: str) -> Template:
+def _compiled(env: ImmutableSandboxedEnvironment, source: str, where: Location | None) -> Template:
     try:
         return env.from_string(source)
     except TemplateSyntaxError as exc:
         what = f"line {exc.lineno} of the template: {(exc.message or '').rstrip('.')}"
-        raise SpecError(
-            Problem("input.template", what, hint="correct the template's Jinja2 syntax")
-        ) from exc
+        hint = "correct the template's Jinja2 syntax"
+        raise SpecError(Problem("input.template", what, where, hint)) from exc
 
 
 def _rendered(template: Template, fields: Mapping[str, Any]) -> str:

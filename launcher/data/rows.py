@@ -7,18 +7,21 @@ however far it reaches beyond.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from launcher.data.readers import Reader, coordinates, open_reader, place
+from launcher.data.readers import Reader, coordinates, open_reader
 from launcher.errors import RowError, RunError
 from launcher.plan.grid import span
 from launcher.plan.types import InputFile, UnitGrid
 
-__all__ = ["Row", "UnitReader", "extent", "read_unit", "sample"]
+__all__ = ["Row", "RowReader", "UnitReader", "first_rows", "read_unit"]
+
+Self = TypeVar("Self", bound="RowReader")
 
 _MOST_OPEN = 4
 
@@ -43,26 +46,25 @@ class Row(NamedTuple):
     error: RowError | None = None
 
 
-class UnitReader:
-    r"""The rows of unit after unit. Units in rising order are read in one pass over the files.
+class RowReader:
+    r"""The rows of stretch after stretch; those in rising order in one pass over the files.
 
     A file that cannot be entered anywhere (a compressed one, or CSV whose fields may hold line
-    breaks) is begun anew when a unit lies before what was read last; a few files are kept open.
-    Memory is that of one line, record or batch.
+    breaks) is begun anew for a stretch that lies before what was read last; a few files are kept
+    open. Memory is that of one line, record or batch.
     """
 
-    def __init__(self, inputs: Sequence[InputFile], grid: UnitGrid) -> None:
+    def __init__(self, inputs: Sequence[InputFile]) -> None:
         self._inputs = inputs
-        self._grid = grid
         self._starts = [0, *accumulate(entry.span for entry in inputs)]
         self._readers: OrderedDict[int, Reader] = OrderedDict()
         self._turn = 0
 
-    def read(self, unit: int) -> Iterator[Row]:
-        r"""The rows whose place lies in ``unit``, in input order.
+    def between(self, start: int, end: int) -> Iterator[Row]:
+        r"""The rows whose place is in ``[start, end)`` of the concatenation, in input order.
 
         Lines end with ``\n`` or ``\r\n`` and never reach into the next file; those of white
-        space alone are no rows. One unit is read at a time: this ends what was read before.
+        space alone are no rows. One stretch is read at a time: this ends what was read before.
 
         Yields
         ------
@@ -76,9 +78,8 @@ class UnitReader:
             ``input.unreadable``, ``input.damaged``, ``input.column-names``, or ``input.changed``
             for a file that holds less than in the manifest.
         RuntimeError
-            Another unit was begun before this one was read to its end.
+            Another stretch was begun before this one was read to its end.
         """
-        start, end = span(self._grid, unit)
         self._turn += 1
         return self._rows(start, end, self._turn)
 
@@ -88,7 +89,7 @@ class UnitReader:
         while self._readers:
             self._readers.popitem()[1].close()
 
-    def __enter__(self) -> UnitReader:  # noqa: PYI034 - Self is not in 3.10
+    def __enter__(self: Self) -> Self:  # noqa: PYI019 - Self is not in 3.10
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,7 +119,7 @@ class UnitReader:
 
     def _check(self, turn: int) -> None:
         if turn != self._turn:
-            raise RuntimeError("one unit is read at a time, and another one was begun")
+            raise RuntimeError("one stretch is read at a time, and another one was begun")
 
     def _reader(self, number: int, first: int) -> Reader:
         """The open reader of a file, or a new one where ``first`` is behind it."""
@@ -138,37 +139,28 @@ class UnitReader:
             reader.close()
 
 
+class UnitReader(RowReader):
+    """The rows of unit after unit."""
+
+    def __init__(self, inputs: Sequence[InputFile], grid: UnitGrid) -> None:
+        super().__init__(inputs)
+        self._grid = grid
+
+    def read(self, unit: int) -> Iterator[Row]:
+        """The rows whose place lies in ``unit``; yields and raises as `RowReader.between`."""
+        return self.between(*span(self._grid, unit))
+
+
 def read_unit(inputs: Sequence[InputFile], grid: UnitGrid, unit: int) -> Iterator[Row]:
-    """The rows of one unit, for who wants no other. Yields and raises as `UnitReader.read`."""
+    """The rows of one unit, for who wants no other. Yields and raises as `RowReader.between`."""
     with UnitReader(inputs, grid) as reader:
         yield from reader.read(unit)
 
 
-def sample(inputs: Sequence[InputFile], limit: int) -> list[Row]:
+def first_rows(inputs: Sequence[InputFile], limit: int) -> list[Row]:
     """The first ``limit`` rows of the input, or all if there are fewer.
 
-    Raises as `UnitReader.read`.
+    Raises as `RowReader.between`.
     """
-    total = sum(entry.span for entry in inputs)
-    if not total:  # no units either
-        return []
-    whole = UnitGrid(total_bytes=total, unit_bytes=max(1, total), head_units=1, tail_bytes=1)
-    with UnitReader(inputs, whole) as reader:
-        return list(islice(reader.read(0), limit))
-
-
-def extent(inputs: Sequence[InputFile], limit: int) -> int:
-    """How much of the virtual concatenation holds the first ``limit`` rows, at least one.
-
-    There may be some more rows in it where several share one virtual byte. Raises as
-    `UnitReader.read`.
-    """
-    rows = sample(inputs, limit + 1)
-    if len(rows) <= limit:
-        return sum(entry.span for entry in inputs)
-    return max(_place(inputs, rows[limit - 1]) + 1, _place(inputs, rows[limit]))
-
-
-def _place(inputs: Sequence[InputFile], row: Row) -> int:
-    before = sum(entry.span for entry in inputs[: row.file])
-    return before + place(inputs[row.file], row.offset)
+    with RowReader(inputs) as reader:
+        return list(islice(reader.between(0, sys.maxsize), limit))

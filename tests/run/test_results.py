@@ -204,8 +204,10 @@ BAD: list[dict[str, Any]] = [*ROWS, *({"txt": n} for n in range(500)), {"text": 
 def test_submit_warns_of_rows_that_would_be_errors_and_goes_on(cli: Cli) -> None:
     limits = {"max_bad_fraction": 1.0}
     job = write_job(cli.home / "work", rows=BAD, limits=limits)
-    tried, done = cli("submit", job, "--dry-run"), cli("submit", job)
-    for warned in (tried, done):
+    planned, tried = cli("plan", job), cli("submit", job, "--dry-run")
+    assert planned.err == tried.err
+    done = cli("submit", job)
+    for warned in (planned, tried, done):
         assert warned.code == 0
         assert warned.err.count("[input.bad-rows]") == 1
         assert "input.missing-field" not in warned.err

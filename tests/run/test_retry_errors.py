@@ -60,6 +60,23 @@ def test_what_would_make_another_run_is_refused(cli: Cli) -> None:
     assert cli.ask("status", cli.home / "run").data["state"] == "done"
 
 
+def test_changed_input_is_another_run(cli: Cli) -> None:
+    job = write_job(cli.home, rows=ROWS, engine_options={"fail_rate": 0.3})
+    assert cli("submit", job, "--wait").code == 8
+    write_job(cli.home, rows=[*ROWS, {"text": "new"}], engine_options={"fail_rate": 0.3})
+    asked = cli.ask("retry-errors", cli.home / "run", "--set", "engine_options.fail_rate=0")
+    assert (asked.code, asked.codes) == (4, ["rundir.other-run"])
+    assert "in.jsonl" in asked.json["problems"][0]["message"]
+
+
+def test_errors_of_the_first_rows_are_answered_again_otherwise(cli: Cli) -> None:
+    job = write_job(cli.home, rows=ROWS, engine_options={"fail_rate": 0.3})
+    assert cli("submit", job, "--limit", "30", "--wait").code == 8
+    run = cli.home / "run.first-30"
+    retried(cli, run, "--set", "engine_options.fail_rate=0")
+    assert (len(rows(cli, run)), errors(rows(cli, run))) == (30, [])
+
+
 def test_a_code_that_no_row_has_starts_nothing(cli: Cli) -> None:
     job = write_job(cli.home, rows=ROWS, engine_options={"fail_rate": 0.3})
     assert cli("submit", job, "--wait").code == 8

@@ -80,7 +80,7 @@ def prepared(folder: Path, **changes: Any) -> Prepared:
 
 
 def told(job: Prepared) -> Forecast:
-    return forecast(job, job.report)
+    return forecast(job)
 
 
 def codes(found: Forecast) -> list[str]:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import json
+import os
 import sys
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from run_making import json_lines
 
-from launcher.inputcheck import FIRST_ROWS, SPREAD_ROWS, InputReport, check_input, warning_of
+from launcher.data.inputs import freeze
+from launcher.data.rows import first_rows
+from launcher.data.sample import EACH, FIRST_ROWS, PLACES, take_sample
+from launcher.errors import SpecError
+from launcher.inputcheck import InputReport, build_prompts, warning_of
+from launcher.plan.types import InputFile
 from launcher.prepare import Prepared, prepare
 
+SPREAD_ROWS = PLACES * EACH
 pytestmark = pytest.mark.usefixtures("own_home")
 
 
@@ -25,6 +36,7 @@ def job_over(
     files: Mapping[str, bytes],
     *,
     limit: int | None = None,
+    with_tokens: bool = False,
     prompt: str = "{{ text }}",
     **changes: Any,
 ) -> Prepared:
@@ -40,7 +52,7 @@ def job_over(
         "output": {"path": "run"},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(spec | changes))
-    return prepare(folder / "job.yaml", site="local", limit=limit)
+    return prepare(folder / "job.yaml", site="local", limit=limit, with_tokens=with_tokens)
 
 
 def checked(folder: Path, rows: Sequence[Any], **options: Any) -> InputReport:
@@ -72,7 +84,6 @@ def test_a_large_input_is_sampled_over_all_of_it_at_a_constant_cost(
 
 
 def test_rows_that_are_bad_far_inside_are_found(tmp_path: Path) -> None:
-    """The first hundred rows, which every command looks at, are fine."""
     rows = [*numbered(1000), *({"txt": n} for n in range(4000))]
     found = checked(tmp_path, rows)
     (bad,) = found.bad
@@ -137,7 +148,8 @@ def test_compressed_files_are_entered_at_their_starts_only(tmp_path: Path) -> No
 def test_an_empty_sample_of_prompts_has_no_lengths(tmp_path: Path) -> None:
     prepared = job_over(tmp_path, {"a.jsonl": json_lines(numbered(3))})
     (tmp_path / "data" / "a.jsonl").write_bytes(b"x" * prepared.identity.inputs[0].size)
-    found = check_input(prepared.identity, None)
+    sample = take_sample(prepared.identity.inputs)
+    found = build_prompts(prepared.identity, sample).report()
     assert (found.rows, found.bad_rows, found.characters) == (1, 1, None)
 
 
@@ -188,16 +200,18 @@ def test_tokens_are_counted_where_asked_and_compared_with_the_context(
     tmp_path: Path, checkpoint: Path
 ) -> None:
     pytest.importorskip("tokenizers")
-    prepared = job_over(
-        tmp_path / "job",
-        {"a.jsonl": json_lines([*WORDS, {"text": "refuse"}])},
-        engine="transformers",
-        model=str(checkpoint),
-        input={"path": "data", "prompt": "{{ text }}"},
+    cheap, found = (
+        job_over(
+            tmp_path / f"job-{with_tokens}",
+            {"a.jsonl": json_lines([*WORDS, {"text": "refuse"}])},
+            with_tokens=with_tokens,
+            engine="transformers",
+            model=str(checkpoint),
+            input={"path": "data", "prompt": "{{ text }}"},
+        ).report
+        for with_tokens in (False, True)
     )
-    cheap = prepared.report
     assert (cheap.tokens, cheap.over_context, cheap.context_tokens) == (None, None, 16)
-    found = check_input(prepared.identity, prepared.identity.model.path, with_tokens=True)
     assert found.tokens is not None
     assert dataclasses.astuple(found.tokens) == (15, 16, 22)
     assert found.over_context == 2
@@ -227,12 +241,12 @@ def test_without_the_package_there_are_no_tokens(
     prepared = job_over(
         tmp_path / "job",
         {"a.jsonl": json_lines(WORDS)},
+        with_tokens=True,
         engine="transformers",
         model=str(checkpoint),
         input={"path": "data", "prompt": "{{ text }}"},
     )
-    model = prepared.identity.model.path
-    assert check_input(prepared.identity, model, with_tokens=True).tokens is None
+    assert prepared.report.tokens is None
 
 
 def mean_tokens(report: InputReport) -> float:
@@ -337,3 +351,130 @@ def test_empty_files_between_others_count_nothing(tmp_path: Path) -> None:
     files["5.jsonl.gz"] = gzip.compress(b"")
     found = job_over(tmp_path, files).report
     assert found.rows_estimate == pytest.approx(1400, rel=0.05)
+
+
+# A hook cannot be taken away again, so it keeps no more than one test needs.
+_READ: deque[str] = deque(maxlen=1000)
+
+
+def _note(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open" and args[2] & os.O_ACCMODE == os.O_RDONLY:
+        _READ.append(str(args[0]))
+
+
+sys.addaudithook(_note)
+
+
+def read_bytes() -> int:
+    """What this process has asked files for so far (proc(5), /proc/pid/io, rchar)."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.parametrize("limit", [None, 7, 150, 2000])
+@pytest.mark.parametrize("with_tokens", [False, True])
+def test_a_file_is_opened_once_for_all_that_is_said_of_it(
+    tmp_path: Path, limit: int | None, *, with_tokens: bool
+) -> None:
+    files = {f"{n}.jsonl": json_lines(numbered(9000)) for n in range(3)}
+    _READ.clear()
+    job_over(tmp_path, files, limit=limit, with_tokens=with_tokens)
+    found = Counter(Path(name).name for name in _READ if Path(name).parent == tmp_path / "data")
+    assert found == Counter({"0.jsonl"} if limit else files.keys())
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "txt", "parquet"])
+def test_no_more_is_read_than_a_file_holds(tmp_path: Path, kind: str) -> None:
+    """Which 40 looks of 256 KiB at a file of 2 MB would be."""
+    entry = one_file(tmp_path, kind, 20_000)
+    before = read_bytes()
+    found = take_sample([entry])
+    assert read_bytes() - before <= 1.1 * entry.size + 100_000
+    assert len(found.rows) >= FIRST_ROWS
+    assert len({(row.file, row.offset) for row in found.rows}) == len(found.rows)
+
+
+def one_file(folder: Path, kind: str, rows: int) -> InputFile:
+    path = folder / f"a.{kind}"
+    texts = [f"{n:07} {hashlib.sha256(bytes([n % 251])).hexdigest()}" for n in range(rows)]
+    lines = [f'{{"text": "{text}"}}' for text in texts] if "json" in kind else ["text", *texts]
+    content = "\n".join(lines).encode()
+    if kind == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").table({"text": texts}), path)
+    else:
+        path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
+    (entry,) = freeze([str(path)], base=folder)
+    return entry
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(0, 4000), max_size=120), min_size=1, max_size=12),
+    packed=st.lists(st.booleans(), min_size=12, max_size=12),
+    limit=st.none() | st.integers(1, 900),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_sample_is_of_rows_of_the_run_each_once_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[list[int]],
+    packed: list[bool],
+    limit: int | None,
+) -> None:
+    folder = tmp_path_factory.mktemp("data")
+    for number, own in enumerate(lengths):
+        content = json_lines([{"text": "x" * length} for length in own])
+        path = folder / f"{number:02}.jsonl{'.gz' * packed[number]}"
+        path.write_bytes(gzip.compress(content) if packed[number] else content)
+    inputs = freeze([str(folder)], base=folder) if any(lengths) else ()
+    every = first_rows(inputs, sys.maxsize)
+    found = take_sample(inputs, limit)
+    taken = [(row.file, row.offset) for row in found.rows]
+    known = [(row.file, row.offset) for row in every[:limit]]
+    assert taken == sorted(set(taken))
+    assert set(taken) <= set(known)
+    assert taken[:FIRST_ROWS] == known[:FIRST_ROWS]
+    assert found.whole == (len(known) <= FIRST_ROWS) == (len(taken) == len(known))
+    if not found.whole:
+        shares = sum(at.share_bytes for at in found.places)
+        assert shares == pytest.approx(found.extent_bytes)
+    for at in found.places:
+        assert list(at.begins) == sorted(at.begins)
+        assert len(at.begins) - len(at.rows) in (0, 1)
+
+
+def test_what_rows_further_inside_can_pass_is_no_error(tmp_path: Path) -> None:
+    rows = [*({"txt": n} for n in range(300)), *numbered(5000)]
+    prepared = job_over(tmp_path, {"a.jsonl": json_lines(rows)})
+    (warning,) = prepared.warnings
+    assert warning == warning_of(prepared.report)
+    assert (warning.code, warning.severity) == ("input.bad-rows", "warning")
+
+
+def test_a_limit_is_refused_by_its_own_rows_alone(tmp_path: Path) -> None:
+    rows = [*({"txt": n} for n in range(7)), *numbered(50)]
+    with pytest.raises(SpecError) as caught:
+        checked(tmp_path / "7", rows, limit=7)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.message.partition(":")[0]) == (
+        "input.missing-field",
+        "7 of 7 sampled rows",
+    )
+    assert checked(tmp_path / "8", rows, limit=8).bad_rows == 7
+
+
+def test_counted_tokens_change_nothing_of_the_plan(tmp_path: Path, checkpoint: Path) -> None:
+    pytest.importorskip("tokenizers")
+    cheap, found = (
+        job_over(
+            tmp_path / f"job-{with_tokens}",
+            {"a.jsonl": json_lines(WORDS)},
+            with_tokens=with_tokens,
+            engine="transformers",
+            model=str(checkpoint),
+            input={"path": "data", "prompt": "{{ text }}"},
+        )
+        for with_tokens in (False, True)
+    )
+    assert (cheap.report.counted, found.report.counted) == (False, True)
+    assert mean_tokens(cheap.report) != mean_tokens(found.report)
+    assert cheap.resolution.plan.layout == found.resolution.plan.layout
+    assert cheap.resolution.plan.engine_options == found.resolution.plan.engine_options

@@ -22,7 +22,8 @@ from pyarrow import parquet as pq
 
 from launcher.data.inputs import freeze
 from launcher.data.readers.arrow import rows_of
-from launcher.data.rows import UnitReader, extent, read_unit, sample
+from launcher.data.rows import UnitReader, first_rows, read_unit
+from launcher.data.sample import take_sample
 from launcher.errors import RowError, SpecError
 from launcher.plan.grid import count
 from launcher.plan.types import InputFile
@@ -222,7 +223,7 @@ def test_the_first_rows_end_where_the_next_one_begins(tmp_path: Path, span: int)
     inputs = [frozen(tmp_path / "a.jsonl", b"{}\n{}\n"), replace(entry, span=span)]
     for limit in (1, 2, 3, 30, 52, 99):
         grid = cut(inputs, 3)
-        limited = replace(grid, total_bytes=extent(inputs, limit), head_units=0)
+        limited = replace(grid, total_bytes=take_sample(inputs, limit).extent_bytes, head_units=0)
         rows = in_one_pass(inputs, limited)
         assert len(rows) >= min(limit, 52)
         assert len(rows) <= max(limit, 2) + 50 // min(50, span)
@@ -230,7 +231,7 @@ def test_the_first_rows_end_where_the_next_one_begins(tmp_path: Path, span: int)
 
 def test_files_without_rows_give_no_sample_and_are_refused(tmp_path: Path) -> None:
     entry = parquet(tmp_path / "a.parquet", pa.table({"text": pa.array([], pa.string())}))
-    assert (sample([entry], 9), extent([entry], 9)) == ([], 0)
+    assert (first_rows([entry], 9), take_sample([entry], 9).extent_bytes) == ([], 0)
     job = {"input": {"path": "a.parquet", "prompt": "{{ text }}", "chat": False}}
     with pytest.raises(SpecError) as caught:
         prepare(write_job(tmp_path, rows=[], **job), site="local")

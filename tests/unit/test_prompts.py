@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.data.prompts import Prompt, PromptBuilder, check_prompt, row_id, row_seed
+from launcher.data.prompts import Prompt, PromptBuilder, row_id, row_problems, row_seed
 from launcher.data.rows import Row
-from launcher.errors import Location, RowError, SpecError
+from launcher.errors import Location, Problem, RowError, SpecError
 from launcher.plan.types import PromptSpec, Sampling
 
 SAMPLING = Sampling(max_tokens=7, temperature=0.5, top_p=0.9, top_k=5, seed=1, stop=("END",))
@@ -376,8 +376,22 @@ def test_a_seed_has_63_bits(seed: int, file: int, offset: int) -> None:
 BAD = Row(file=0, offset=9, error=RowError("invalid_json", "not JSON"))
 
 
+def checked(spec: PromptSpec, *rows: Row) -> list[Problem]:
+    builder = PromptBuilder(spec, SAMPLING)
+    errors = filter(None, (failure(builder, one) for one in rows))
+    return row_problems(errors, rows, where=WHERE)
+
+
+def failure(builder: PromptBuilder, one: Row) -> RowError | None:
+    try:
+        builder.build(one)
+    except RowError as exc:
+        return exc
+    return None
+
+
 def found(prompt: str | None, *rows: Row) -> list[tuple[str, str]]:
-    problems = check_prompt(PromptSpec(prompt=prompt), rows, where=WHERE)
+    problems = checked(PromptSpec(prompt=prompt), *rows)
     assert all(problem.where == WHERE for problem in problems)
     return [(problem.code, problem.severity) for problem in problems]
 
@@ -392,7 +406,7 @@ def test_a_field_no_row_has_is_an_error_with_the_nearest_as_hint() -> None:
         ("input.missing-field", "error"),
         ("input.invalid-rows", "warning"),
     ]
-    (problem,) = check_prompt(PromptSpec(prompt="{{ txt }}"), [row(text="a")])
+    (problem,) = checked(PromptSpec(prompt="{{ txt }}"), row(text="a"))
     assert problem.hint == "write text instead of txt"
 
 
@@ -411,11 +425,14 @@ def test_a_template_that_always_fails_is_an_error_and_one_that_sometimes_does_a_
 
 
 def test_a_malformed_template_is_an_error() -> None:
-    assert found("{{ a", row(a=1)) == [("input.template", "error")]
+    with pytest.raises(SpecError) as caught:
+        PromptBuilder(PromptSpec(prompt="{{ a"), SAMPLING, where=WHERE)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.severity, problem.where) == ("input.template", "error", WHERE)
 
 
 def test_bad_rows_are_counted() -> None:
-    (problem,) = check_prompt(OWN, [BAD, row(text="a"), BAD, row(text=" ")])
+    (problem,) = checked(OWN, BAD, row(text="a"), BAD, row(text=" "))
     assert (problem.code, problem.severity) == ("input.invalid-rows", "warning")
     assert problem.message.startswith("3 of 4 ")
     assert found("{{ a }}", BAD, BAD) == [("input.invalid-rows", "error")]

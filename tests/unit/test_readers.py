@@ -22,7 +22,7 @@ from input_reading import cut, fields_of, frozen, in_one_pass, key, problem_of, 
 
 from launcher.data.inputs import freeze, total_bytes
 from launcher.data.readers.streams import _frame_bytes, _told_bytes
-from launcher.data.rows import UnitReader, read_unit, sample
+from launcher.data.rows import UnitReader, first_rows, read_unit
 from launcher.plan.grid import count, make_grid, units
 
 # --- compression
@@ -61,7 +61,7 @@ def test_compressed_files_give_the_rows_inside_whatever_size_was_guessed(
         guessed = replace(packed, span=span or packed.span)
         grid = cut([guessed], unit_bytes, tail_bytes)
         found = [key(row) for row in in_one_pass([guessed], grid)]
-        assert found == [key(row) for row in sample([plain], sys.maxsize)]
+        assert found == [key(row) for row in first_rows([plain], sys.maxsize)]
         alone = [key(row) for unit in units(grid) for row in read_unit([guessed], grid, unit)]
         assert alone == found
 
@@ -298,7 +298,7 @@ def test_no_more_of_a_long_line_is_held_than_a_line_may_have(
     data = b"text\n" * (suffix == ".csv") + opening + bytes(64 * 1024**2)
     entry = frozen(tmp_path / f"a{suffix}", data)
     tracemalloc.start()
-    (row,) = sample([entry], 9)
+    (row,) = first_rows([entry], 9)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert row.error is not None
@@ -382,13 +382,13 @@ def test_csv_without_line_breaks_in_fields_can_be_entered_anywhere(
         stream, lines = (frozen(path, content, newlines=promise) for promise in (True, False))
         assert (stream.newlines, lines.newlines) == (True, False)
         assert fields_of(lines) == fields_of(stream)
-        found = (sample([entry], 99) for entry in (stream, lines))
+        found = (first_rows([entry], 99) for entry in (stream, lines))
         assert len({tuple(row.offset for row in rows) for rows in found}) == 1
 
 
 def test_a_record_is_known_by_the_byte_it_starts_at(tmp_path: Path) -> None:
     entry = frozen(tmp_path / "a.csv", b'a,b\n1,"x\ny"\n\n2,z')
-    assert [(row.offset, row.fields) for row in sample([entry], 9)] == [
+    assert [(row.offset, row.fields) for row in first_rows([entry], 9)] == [
         (4, {"a": "1", "b": "x\ny"}),
         (13, {"a": "2", "b": "z"}),
     ]
@@ -417,7 +417,7 @@ def test_invalid_text_in_a_record_names_the_byte_and_ends_where_the_record_does(
     tmp_path: Path,
 ) -> None:
     entry = frozen(tmp_path / "a.csv", b'\xef\xbb\xbfa,b\n1,"x\n\xff\ny"\n2,z\n')
-    bad, good = sample([entry], 9)
+    bad, good = first_rows([entry], 9)
     assert bad.error is not None
     assert (bad.error.code, good.fields) == ("invalid_utf8", {"a": "2", "b": "z"})
     assert bad.error.message.startswith("byte 12 ")
@@ -433,7 +433,7 @@ def test_a_quotation_mark_that_never_closes_is_an_error_and_no_row(tmp_path: Pat
 def test_a_quoted_field_does_not_swallow_a_large_file(tmp_path: Path) -> None:
     line = b"x" * 1023 + b"\n"
     data = b'a\n"open\n' + line * (70 * 1024) + b"last\n"
-    rows = sample([frozen(tmp_path / "a.csv", data)], sys.maxsize)
+    rows = first_rows([frozen(tmp_path / "a.csv", data)], sys.maxsize)
     assert rows[0].error is not None
     assert rows[0].error.code == "invalid_csv"
     assert rows[-1].fields == {"a": "last"}
@@ -441,7 +441,7 @@ def test_a_quoted_field_does_not_swallow_a_large_file(tmp_path: Path) -> None:
 
 def test_a_field_may_be_large(tmp_path: Path) -> None:
     entry = frozen(tmp_path / "a.csv", b"a\n" + b"x" * 1_000_000 + b"\n")
-    assert [len(row.fields["a"]) for row in sample([entry], 9) if row.fields] == [1_000_000]
+    assert [len(row.fields["a"]) for row in first_rows([entry], 9) if row.fields] == [1_000_000]
 
 
 @pytest.mark.parametrize(

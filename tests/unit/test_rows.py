@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from launcher.data.inputs import freeze
 from launcher.data.records import encode
-from launcher.data.rows import Row, UnitReader, read_unit, sample
+from launcher.data.rows import Row, UnitReader, first_rows, read_unit
 from launcher.errors import RunError
 from launcher.plan.grid import count, make_grid, units
 from launcher.plan.types import InputFile, UnitGrid
@@ -34,7 +34,7 @@ def manifest(folder: Path, *contents: bytes, suffix: str = ".jsonl") -> tuple[In
 
 
 def rows(folder: Path, *contents: bytes, suffix: str = ".jsonl") -> list[Row]:
-    return sample(manifest(folder, *contents, suffix=suffix), 10**9)
+    return first_rows(manifest(folder, *contents, suffix=suffix), 10**9)
 
 
 def only(folder: Path, line: bytes) -> Row:
@@ -104,7 +104,7 @@ def test_units_give_each_row_once_and_in_order_however_the_bytes_are_cut(
     with tempfile.TemporaryDirectory() as folder:
         inputs = manifest(Path(folder), *contents)
         assert [shown(row) for row in by_units(inputs, grid)] == reference(contents)
-        assert [shown(row) for row in sample(inputs, 10**9)] == reference(contents)
+        assert [shown(row) for row in first_rows(inputs, 10**9)] == reference(contents)
 
 
 def test_a_line_goes_to_the_unit_of_its_first_byte(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_unit_that_another_one_has_cut_short_gives_no_row_of_it(tmp_path: Path
 
 def test_a_sample_is_the_first_rows(tmp_path: Path) -> None:
     inputs = manifest(tmp_path, b"{}\n\n[]\n", b'{"a": 1}\n{"b": 1}\n')
-    assert [shown(row) for row in sample(inputs, 3)] == [
+    assert [shown(row) for row in first_rows(inputs, 3)] == [
         (0, 0, {}, None),
         (0, 4, None, "not_an_object"),
         (1, 0, {"a": 1}, None),
@@ -294,7 +294,7 @@ def test_a_file_that_became_shorter_stops_the_run(tmp_path: Path) -> None:
     inputs = manifest(tmp_path, b"{}\n{}\n")
     Path(inputs[0].path).write_bytes(b"{}\n")
     with pytest.raises(RunError) as caught:
-        sample(inputs, 9)
+        first_rows(inputs, 9)
     assert caught.value.problems[0].code == "input.changed"
 
 
@@ -302,12 +302,12 @@ def test_what_is_appended_later_is_not_read(tmp_path: Path) -> None:
     inputs = manifest(tmp_path, b"one\ntwo", suffix=".txt")
     with Path(inputs[0].path).open("ab") as file:
         file.write(b" more\nthree\n")
-    assert [row.fields for row in sample(inputs, 9)] == [{"text": "one"}, {"text": "two"}]
+    assert [row.fields for row in first_rows(inputs, 9)] == [{"text": "one"}, {"text": "two"}]
 
 
 def test_a_file_that_is_gone_stops_the_run(tmp_path: Path) -> None:
     inputs = manifest(tmp_path, b"{}\n")
     Path(inputs[0].path).unlink()
     with pytest.raises(RunError) as caught:
-        sample(inputs, 9)
+        first_rows(inputs, 9)
     assert caught.value.problems[0].code == "input.unreadable"

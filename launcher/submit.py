@@ -249,9 +249,8 @@ def _begin_retry(run: RunDir, codes: Sequence[str], settings: Sequence[str]) -> 
         hint = "name one with --code, or change the job with --set"
         raise PlanError(Problem("retry.nothing", message, hint=hint))
     if settings:
-        if _keys(settings).isdisjoint(("parallelism", "engine")):
-            settings = (*_sizes(run.newest_plan()), *settings)
-        prepared = _prepared(run, *settings)
+        kept = () if _keys(settings) & {"parallelism", "engine"} else _sizes(run.newest_plan())
+        prepared = _prepared(run, *kept, *settings)
         # The grid of `submit --limit` is of fewer rows than the job file's.
         known = dataclasses.replace(run.identity(), grid=prepared.identity.grid)
         if lines := differences(known, prepared.identity):

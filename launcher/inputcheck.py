@@ -232,8 +232,8 @@ def build_prompts(
     return built
 
 
-def warning_of(report: InputReport) -> Problem | None:
-    """The warning about sampled rows that would be errors, if there are any."""
+def warning_of(report: InputReport, causes: Sequence[Problem]) -> Problem | None:
+    """The warning about sampled rows that would be errors, if there are any; ``causes`` has why."""
     if not report.bad:
         return None
     first = report.bad[0]
@@ -241,8 +241,15 @@ def warning_of(report: InputReport) -> Problem | None:
         f"{report.bad_rows} of {report.rows} sampled rows would be errors, "
         f"the first at {first.where} ({first.code}): {first.message}"
     )
-    hint = "see `hpc-llm plan JOB --check-input`, and correct the rows or the template"
-    return Problem("input.bad-rows", message, hint=hint, severity="warning")
+    cause = next(iter(causes), None)
+    what = cause.hint if cause and cause.hint else "correct the rows or the template"
+    return Problem(
+        "input.bad-rows",
+        message,
+        where=cause.where if cause else None,
+        hint=f"{what}; `plan --check-input` counts each kind",
+        severity="warning",
+    )
 
 
 def _key(row: Row) -> tuple[int, int]:

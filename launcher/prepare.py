@@ -161,7 +161,7 @@ def prepare(
         report=prompts.counted(report) if with_tokens else report,
         warnings=(
             *resolution.warnings,
-            *filter(None, [warning_of(report)]),
+            *filter(None, [warning_of(report, prompts.problems())]),
             *slow_starts(inputs, source.at("$.input.path")),
         ),
     )

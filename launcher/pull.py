@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.errors import PlanError, Problem, RunError
+from launcher.errors import PlanError, Problem, RunError, SchedulerError
 from launcher.prepare import image_arch, job_and_site
 from launcher.process import ProcessIds
 from launcher.render.quoting import shell_value
@@ -377,6 +377,19 @@ def _script(what: Wanted, partition: str, log: Path, time_s: int, account: str |
     )
 
 
+def _live(scheduler: Scheduler, job: JobRef, *, there: bool) -> bool:
+    """Whether ``job`` goes on; one that waits for what is ``there`` already does not."""
+    try:
+        state = scheduler.states([job])[job.id]
+        if there and state is JobState.QUEUED:
+            scheduler.cancel([job])
+    except SchedulerError:
+        if there:  # what was wanted is had
+            return False
+        raise
+    return state.live
+
+
 def _follow(scheduler: Scheduler, job: JobRef, log: Path, out: Path, relay: Relay) -> bytes:
     """Pass on the log of ``job`` until that is over; the end of the log.
 
@@ -386,10 +399,7 @@ def _follow(scheduler: Scheduler, job: JobRef, log: Path, out: Path, relay: Rela
     while live:
         there = out.is_file()
         if time.monotonic() - asked_s >= (_END_S if there else scheduler.poll_s):
-            state = scheduler.states([job])[job.id]
-            if there and state is JobState.QUEUED:
-                scheduler.cancel([job])
-            live, asked_s = state.live, time.monotonic()
+            live, asked_s = _live(scheduler, job, there=there), time.monotonic()
         with log.open("rb") as file:
             file.seek(place)
             chunk = file.read()

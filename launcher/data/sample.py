@@ -1,7 +1,8 @@
 """The one sample of a run's input: what is said of rows before a job starts is said of these.
 
 The first rows, and neighbouring rows at places spread evenly over all of it, so its size is
-constant. One reader takes them in rising order: a file is opened once, and no byte read again.
+constant. One reader takes them in rising order, so a file is opened once and no byte read again;
+under a limit a compressed file may be begun anew.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Sample:
         How much of the input the run is of. Where rows share one virtual byte, it may have some
         more rows than it is limited to.
     whole
-        There are no other rows in it.
+        It is known that there are no other rows in it, because they are no more than `FIRST_ROWS`.
     """
 
     places: tuple[Place, ...]
@@ -87,7 +88,8 @@ class _Sampler:
         head = list(islice(rows, FIRST_ROWS + 1))
         extent = self._starts[-1]
         if limit is not None:
-            ends = [self._begin(row) for row in islice(chain(head, rows), limit - 1, limit + 1)]
+            last = min(limit, sys.maxsize - 1)
+            ends = [self._begin(row) for row in islice(chain(head, rows), last - 1, last + 1)]
             extent = max(ends[0] + 1, ends[1]) if len(ends) > 1 else extent
             head = [row for row in head if self._begin(row) < extent]
         first, whole = tuple(head[:FIRST_ROWS]), len(head) <= FIRST_ROWS

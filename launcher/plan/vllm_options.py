@@ -97,14 +97,16 @@ def kinds() -> dict[str, str]:
 
 
 def wrong_values(given: Mapping[str, Any]) -> list[Complaint]:
-    """The values in ``engine_options`` that no vLLM of `VERSIONS` takes."""
+    """The values in ``engine_options`` that are not of the kind that vLLM takes."""
     known, found = kinds(), []
     for name, value in given.items():
         kind = None if name in OWNED or value is None else known.get(name)
         if kind is not None and not _takes(kind, value):
             words = _words(kind)
             message = f"engine option `{name}` is {value!r:.80}, and vLLM takes {words}"
-            found.append(Complaint(name, message, f"write {words}, or remove it"))
+            quoted = kind != "str" and isinstance(value, str)
+            how = f"write {words}{' without quotes' * quoted}, or remove it"
+            found.append(Complaint(name, message, how))
     return found
 
 
@@ -122,21 +124,18 @@ _KINDS = {
     "float": "a number",
     "str": "text, in quotes if it looks like a number",
 }
-_TRUTHS = ("0", "1", "f", "false", "n", "no", "off", "on", "t", "true", "y", "yes")
 
 
 def _takes(kind: str, value: Any) -> bool:
-    """Whether pydantic takes it where it is not strict (its documentation, "Conversion Table")."""
+    """Whether it is of that kind as it stands: "16" vLLM would convert, but the plan counts it."""
     if kind == "str":
         return isinstance(value, str)
-    if kind == "bool":
-        return value.lower() in _TRUTHS if isinstance(value, str) else value in (0, 1)
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    numbers = (int, float) if kind.startswith("float") else int
+    if not isinstance(value, numbers):
         return False
-    whole = kind.startswith("float") or number.is_integer()
-    return whole and all(_BOUNDS[s][0](number, float(n)) for s, n in _BOUND.findall(kind))
+    return all(_BOUNDS[sign][0](value, float(n)) for sign, n in _BOUND.findall(kind))
 
 
 def _words(kind: str) -> str:

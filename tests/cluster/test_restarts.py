@@ -162,6 +162,21 @@ def test_a_job_whose_rank_dies_leaves_out_the_node_where_it_died(user: User) -> 
     assert user.ended(job) == ["COMPLETED", "0:0"]
 
 
+def test_a_node_that_slurm_does_not_know_by_its_name_holds_no_job(user: User) -> None:
+    job = user.submit(user.job(rows=60, engine_options=SLOW))
+    user.until_published()
+    (user.run / "control/suspects").write_text("elsewhere.example\n")
+    [victim] = runners(job, user.shown(job, "BatchHost"), 0)
+    os.kill(victim, signal.SIGKILL)
+    log = user.run / "logs" / f"{job}.log"
+    poll(lambda: "Invalid node name" in log.read_text(), "the refusal")
+    poll(lambda: user.shown(job, "Priority") != "0", "the end of the hold")
+    user.release(job)
+    user.until("done")
+    assert user.texts() == [str(i) for i in range(60)]
+    assert user.ended(job) == ["COMPLETED", "0:0"]
+
+
 def test_replicas_join_a_run_and_leave_it_while_it_works(user: User) -> None:
     first = user.submit(user.job(rows=100, engine_options=SLOW))
     user.until_published()

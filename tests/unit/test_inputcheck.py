@@ -69,7 +69,7 @@ def test_a_small_input_is_looked_at_whole(tmp_path: Path) -> None:
     assert (found.bad, found.duplicate_ids, found.equal_prompts) == ((), 0, 0)
     assert found.characters is not None
     assert dataclasses.astuple(found.characters) == (11, 11, 11)
-    assert warning_of(found) is None
+    assert warning_of(found, ()) is None
 
 
 @pytest.mark.parametrize("count", [FIRST_ROWS + 1, 1000, 50_000])
@@ -88,7 +88,7 @@ def test_rows_that_are_bad_far_inside_are_found(tmp_path: Path) -> None:
     found = checked(tmp_path, rows)
     (bad,) = found.bad
     assert (bad.code, 100 < bad.rows <= SPREAD_ROWS) == ("missing_field", True)
-    problem = warning_of(found)
+    problem = warning_of(found, ())
     assert problem is not None
     assert (problem.code, problem.severity) == ("input.bad-rows", "warning")
     assert f"{bad.rows} of {found.rows} sampled rows" in problem.message
@@ -114,6 +114,11 @@ def test_a_limit_is_all_there_is(tmp_path: Path) -> None:
     assert (found.rows, found.whole) == (7, True)
 
 
+def test_a_limit_beyond_any_input_is_none(tmp_path: Path) -> None:
+    found = checked(tmp_path, numbered(7), limit=10**20)
+    assert (found.rows, found.whole) == (7, True)
+
+
 def test_a_limit_beyond_the_first_rows_keeps_the_sample_inside(tmp_path: Path) -> None:
     rows = [*numbered(600), *({"txt": n} for n in range(5000))]
     found = checked(tmp_path, rows, limit=600)
@@ -125,7 +130,7 @@ def test_equal_rows_are_counted_and_legal(tmp_path: Path) -> None:
     rows = [{"text": "same", "id": n // 2} for n in range(10)]
     found = checked(tmp_path, rows)
     assert (found.duplicate_ids, found.equal_prompts) == (5, 9)
-    assert warning_of(found) is None
+    assert warning_of(found, ()) is None
 
 
 def test_lengths_are_those_of_final_prompts(tmp_path: Path) -> None:
@@ -229,7 +234,7 @@ def test_a_chat_template_that_fails_is_a_warning(tmp_path: Path, checkpoint: Pat
     )
     report = prepared.report
     assert [(bad.code, bad.rows) for bad in report.bad] == [("template_error", len(WORDS))]
-    warning = warning_of(report)
+    warning = warning_of(report, ())
     assert warning is not None
     assert "TypeError" in warning.message
 
@@ -445,8 +450,10 @@ def test_what_rows_further_inside_can_pass_is_no_error(tmp_path: Path) -> None:
     rows = [*({"txt": n} for n in range(300)), *numbered(5000)]
     prepared = job_over(tmp_path, {"a.jsonl": json_lines(rows)})
     (warning,) = prepared.warnings
-    assert warning == warning_of(prepared.report)
     assert (warning.code, warning.severity) == ("input.bad-rows", "warning")
+    assert warning.where is not None
+    assert warning.where.path == str(tmp_path / "job.yaml")
+    assert "{{ name | default('') }}" in (warning.hint or "")
 
 
 def test_a_limit_is_refused_by_its_own_rows_alone(tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ TEXT = "text, in quotes if it looks like a number"
         ("gpu_memory_utilization", "90%", SHARE),
         ("gpu_memory_utilization", float("nan"), SHARE),
         ("seed", "today", "a whole number"),
+        ("seed", True, "a whole number"),
+        ("max_num_seqs", 16.0, COUNT),
+        ("max_num_seqs", "16", COUNT),
+        ("gpu_memory_utilization", "0.5", SHARE),
+        ("gpu_memory_utilization", True, SHARE),
+        ("enforce_eager", 1, TRUTH),
+        ("enforce_eager", "yes", TRUTH),
         ("cpu_offload_gb", -1, "a number of at least 0"),
         ("enforce_eager", 3, TRUTH),
         ("enforce_eager", "maybe", TRUTH),
@@ -48,17 +55,16 @@ def test_a_value_that_vllm_would_refuse_is_told_with_what_it_takes(
     (found,) = wrong_values({name: value, "dtype": "bfloat16"})
     assert (found.option, found.owned, found.sure) == (name, False, True)
     assert found.message == f"engine option `{name}` is {value!r}, and vLLM takes {words}"
-    assert found.hint == f"write {words}, or remove it"
+    assert found.hint.startswith(f"write {words}")
+    assert ("without quotes" in found.hint) == (isinstance(value, str))
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        # As pydantic converts them.
-        {"max_num_seqs": 256, "max_num_batched_tokens": "8192", "max_logprobs": 20.0},
-        {"gpu_memory_utilization": 1, "cpu_offload_gb": "4.5", "kv_offloading_size": 0},
-        {"enforce_eager": "yes", "trust_remote_code": 1, "async_scheduling": "Off"},
-        {"max_model_len": -1, "seed": True, "stream_interval": " 3 "},
+        {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "revision": "1.0"},
+        {"gpu_memory_utilization": 1, "cpu_offload_gb": 4.5, "kv_offloading_size": 0},
+        {"enforce_eager": True, "max_model_len": -1, "seed": 0},
         # What is not given is vLLM's own default.
         {"max_model_len": None, "enforce_eager": None, "revision": None},
         # What is one of several kinds, and what is not checked by vLLM or not always.

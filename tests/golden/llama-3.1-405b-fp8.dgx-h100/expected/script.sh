@@ -107,7 +107,6 @@ finished() { # whatever is finished changes it: parts by their number, logs by t
 }
 before=$(finished)
 warned=0 told=0
-# shellcheck disable=SC2329 # a trap calls it
 ask() { # a controller that is busy or starts anew is asked again, for more than a minute
   local pause
   for pause in 5 10 20 40; do
@@ -119,7 +118,7 @@ ask() { # a controller that is busy or starts anew is asked again, for more than
 pids=()
 # srun started with a signal ignored does not hand it on; Slurm signals the tasks themselves, and
 # without --batch not this script.
-trap 'signalled=1 warned=1; ask scancel --signal=USR1 "$job" &' USR1
+trap 'signalled=1 warned=1; scancel --signal=USR1 "$job"' USR1
 trap 'signalled=1 told=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((replica = first; replica < end; replica++)); do
   start_step "$replica" &
@@ -173,7 +172,9 @@ if [ "$again" -eq 1 ]; then
   trap '' TERM # the requeue ends this script with it, and what follows is not to be lost
   # Another node than the one it died on; a running job's list cannot be changed.
   if [ "$died" -eq 1 ] && ask scontrol requeuehold "$job"; then
-    ask scontrol update JobId="$job" ExcNodeList="$(sort -u control/suspects | paste -sd,)"
+    # Slurm kills this script within seconds, and a job that stays held is worse than a node that
+    # is not left out. A host's name may have a domain, which a node's has not.
+    scontrol update JobId="$job" ExcNodeList="$(sed 's/[.][^,]*//g' control/suspects | sort -u | paste -sd,)"
     ask scontrol release "$job"
     sleep 60
   fi

@@ -93,19 +93,10 @@ per_allocation=4
 first=$((${SLURM_ARRAY_TASK_ID:-0} * per_allocation))
 end=$((first + per_allocation < replicas ? first + per_allocation : replicas))
 
-# shellcheck disable=SC2329 # a trap calls it
-ask() { # a controller that is busy or starts anew is asked again, for more than a minute
-  local pause
-  for pause in 5 10 20 40; do
-    "$@" && return
-    sleep "$pause"
-  done
-  "$@"
-}
 pids=()
 # srun started with a signal ignored does not hand it on; Slurm signals the tasks themselves, and
 # without --batch not this script.
-trap 'signalled=1; ask scancel --signal=USR1 "$job" &' USR1
+trap 'signalled=1; scancel --signal=USR1 "$job"' USR1
 trap 'signalled=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((replica = first; replica < end; replica++)); do
   start_step "$replica" &

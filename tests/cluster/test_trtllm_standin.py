@@ -38,6 +38,11 @@ LANDMARKS = (
     "[MemUsageChange] Allocated 55.74 GiB",
 )
 
+# The launch script takes a port that is free when it looks, and other tests are at work beside
+# these: a network of one's own.
+_ALONE = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+MPIRUN = (*_ALONE, "mpirun", "--oversubscribe", "-np", "2")
+
 
 class Step:
     """Ranks with the launch script ``variant``, and what all of them write."""
@@ -51,7 +56,7 @@ class Step:
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         }
-        if words[0] == "mpirun":
+        if "mpirun" in words:
             own["CUDA_VISIBLE_DEVICES"] = "0,1"
         outside = {k: v for k, v in os.environ.items() if "SLURM" not in k}
         with self.log.open("wb") as log:
@@ -101,7 +106,7 @@ def step(cluster: Cluster, shared: Path) -> Iterator[MakeStep]:
     made: list[Step] = []
 
     def make(
-        start: tuple[str, ...] = ("mpirun", "--oversubscribe", "-np", "2"),
+        start: tuple[str, ...] = MPIRUN,
         *,
         variant: str = "A",
         tp: int = 2,
@@ -220,7 +225,7 @@ def test_a_dead_engine_is_told_to_the_task(step: MakeStep) -> None:
 
 
 def test_one_rank_too_many_is_named_and_one_too_few_is_waited_for(step: MakeStep) -> None:
-    used = step(("mpirun", "--oversubscribe", "-np", "3"))
+    used = step((*MPIRUN[:-1], "3"))
     used.until("Rank should be an integer between 0 and 1, but got 2")
     used.end()
     used = step(pp=2)
@@ -237,7 +242,7 @@ def test_without_a_launch_script_one_rank_is_spawned(step: MakeStep) -> None:
     used = step(("env", "TLLM_WORKER_USE_SINGLE_PROCESS=1"), variant="", tp=1)
     assert used.code() == 0
     assert "spawn" not in used.text()
-    used = step(("mpirun", "-x", "CUDA_VISIBLE_DEVICES=0", "-np", "1"), tp=1)
+    used = step((*_ALONE, "mpirun", "-x", "CUDA_VISIBLE_DEVICES=0", "-np", "1"), tp=1)
     used.until("bind to external MPI processes")
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -121,8 +121,7 @@ def prepare(
     origin
         Where relative paths start; None for the directory of ``job_file``.
     with_tokens
-        Count the tokens of sampled prompts for the report, which takes seconds. The plan is the
-        same.
+        Count the tokens of the sample for the report, not for the plan; this takes seconds.
 
     Raises
     ------
@@ -141,9 +140,7 @@ def prepare(
     prompts = _prompts(identity, sample, source)
     report = prompts.report()
     facts = dataclasses.replace(
-        _facts(model, inputs, base, settings),
-        image_archs=_image_archs(job, chosen.spec),
-        prompts=_lengths(report),
+        _facts(model, inputs, base, settings, report), image_archs=_image_archs(job, chosen.spec)
     )
     resolution = resolve(
         job, chosen.spec, job_source=source, site_source=chosen.source, facts=facts
@@ -159,11 +156,7 @@ def prepare(
         run=run,
         shape=model.shape,
         report=prompts.counted(report) if with_tokens else report,
-        warnings=(
-            *resolution.warnings,
-            *filter(None, [warning_of(report, prompts.problems())]),
-            *slow_starts(inputs, source.at("$.input.path")),
-        ),
+        warnings=(*resolution.warnings, *_input_warnings(prompts, report, source)),
     )
 
 
@@ -285,7 +278,11 @@ def _reads(inputs: Sequence[InputFile], checkpoint: Checkpoint | None) -> set[st
 
 
 def _facts(
-    model: FoundModel, inputs: Sequence[InputFile], base: Path, settings: Sequence[str]
+    model: FoundModel,
+    inputs: Sequence[InputFile],
+    base: Path,
+    settings: Sequence[str],
+    report: InputReport,
 ) -> Facts:
     checkpoint = model.checkpoint
     return Facts(
@@ -296,6 +293,7 @@ def _facts(
         reads=tuple(sorted(_reads(inputs, checkpoint))),
         origin=str(base),
         settings=tuple(settings),
+        prompts=_lengths(report),
     )
 
 
@@ -372,6 +370,14 @@ def _prompts(identity: RunIdentity, sample: Sample, source: Source) -> SampledPr
     if any(p.severity == "error" for p in problems):
         raise SpecError(problems)
     return prompts
+
+
+def _input_warnings(
+    prompts: SampledPrompts, report: InputReport, source: Source
+) -> Iterator[Problem]:
+    if (bad := warning_of(report, prompts.problems())) is not None:
+        yield bad
+    yield from slow_starts(prompts.identity.inputs, source.at("$.input.path"))
 
 
 def _run_dir(job: JobSpec, base: Path, where: Location, limit: int | None) -> RunDir:

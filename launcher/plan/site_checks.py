@@ -267,14 +267,15 @@ def decide_directives(
 ) -> None:
     """Note each option of sbatch in the script's order, and those that are kept out of it."""
     partition, plan = r.site.partitions[partition_name], (partition_name, layout, step)
-    given = slurm_directives(r.job, r.site, *plan, time_s=time_s)
+    options = slurm_directives(r.job, r.site, *plan, time_s=time_s)
+    given = dict(options)
     why = _reasons(r, layout, partition_name, step)
     own = len(r.job.resources.sbatch)  # they come last
-    for option, value in given[: len(given) - own]:
+    for option, value in options[: len(options) - own]:
         r.decide(option, value or "given", why.get(option))
     _job_options(r)
     for option in left_out(r.job, r.site, *plan, time_s=time_s):
-        if option not in dict(given):
+        if option not in given:
             r.from_site(option, "left out", "it is rejected there")
     if partition.gpus is not None and partition.gpus.forced_binding:
         r.from_site("srun --gpu-bind", "none", "gpus.forced_binding")
